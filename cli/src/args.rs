@@ -1,0 +1,320 @@
+//! What the command line and the environment may say, as clap reads it.
+//!
+//! These are strings and numbers as people type them; each command turns its own into the
+//! typed configuration of the crate that it calls.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use url::Url;
+
+/// Reach Kubernetes clusters that nobody can reach.
+///
+/// An agent in the cluster holds one outbound connection to a relay. On your machine, a local
+/// proxy forwards kubectl, helm and k9s over that relay to the cluster's API server. No inbound
+/// port, no VPN, and the relay sees none of the traffic.
+///
+/// Try it at once, without a cluster: throwline demo
+#[derive(Debug, Parser)]
+#[command(name = "throwline", version, max_term_width = 100, subcommand_required = true)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Global {
+    /// How to write logs, which always go to standard error.
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text, env = "THROWLINE_LOG_FORMAT", help_heading = "Logging")]
+    pub(crate) log_format: LogFormat,
+    /// What to log, for example "info" or "throwline_relay=debug".
+    #[arg(long, global = true, value_name = "FILTER", env = "THROWLINE_LOG", help_heading = "Logging")]
+    pub(crate) log: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Demo(Demo),
+    Relay(Relay),
+    #[command(subcommand)]
+    Token(Token),
+    Agent(Agent),
+    Login(Login),
+    Clusters(Clusters),
+    Proxy(Proxy),
+}
+
+/// Run a relay, an agent, a local proxy and a small cluster in one process, to try things.
+///
+/// Everything listens on free loopback ports and lives in a private directory, which is removed
+/// at the end. With --kubeconfig, a cluster of yours takes the place of the small one; nothing
+/// is installed into it.
+///
+/// Examples:
+///   throwline demo
+///   throwline demo -- kubectl get pods -A
+///   throwline demo --kubeconfig ~/.kube/config --user dana --group devs -- k9s
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct Demo {
+    /// Reach the cluster of this kubeconfig's current context instead of the small demo cluster.
+    ///
+    /// Its user must be allowed to impersonate users and groups.
+    #[arg(long, value_name = "FILE", env = "THROWLINE_DEMO_KUBECONFIG")]
+    pub(crate) kubeconfig: Option<PathBuf>,
+    /// Who the cluster sees. By default the kubeconfig's own user.
+    #[arg(long, value_name = "NAME", requires = "kubeconfig")]
+    pub(crate) user: Option<String>,
+    /// A group that the cluster sees the user in; may be given several times.
+    ///
+    /// By default, where --user is not given either, the groups of the kubeconfig's own user
+    /// without system:masters, which RBAC cannot limit.
+    #[arg(long = "group", value_name = "GROUP", requires = "kubeconfig")]
+    pub(crate) groups: Vec<String>,
+    /// Run this with KUBECONFIG set, then stop everything and exit with its status.
+    #[arg(last = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<String>,
+}
+
+/// Run a relay: the public meeting point of agents and users.
+///
+/// On its first start it makes its certificate authority in the state directory and prints one
+/// enrolment token for an administrator on standard output. Make more with
+/// "throwline token create".
+///
+/// Examples:
+///   throwline relay --listen 0.0.0.0:443 --public-url https://relay.example.com --state-dir /var/lib/throwline
+///   throwline relay --listen 127.0.0.1:8080 --plaintext --public-url https://relay.example.com --state-dir /var/lib/throwline
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct Relay {
+    /// The address to accept agents and users on.
+    #[arg(long, value_name = "ADDR", env = "THROWLINE_LISTEN")]
+    pub(crate) listen: SocketAddr,
+    /// The URL by which agents and users reach this relay, through any load balancer.
+    ///
+    /// It is part of what they sign, so it must be the one that they use.
+    #[arg(long, value_name = "URL", env = "THROWLINE_PUBLIC_URL")]
+    pub(crate) public_url: Url,
+    /// Where the certificate authority and the enrolments are kept. Keep it private, back it up.
+    #[arg(long, value_name = "DIR", env = "THROWLINE_STATE_DIR")]
+    pub(crate) state_dir: PathBuf,
+    /// A certificate chain (PEM) for the public URL's host. By default one of our own authority,
+    /// which agents and users trust by their token.
+    #[arg(long, value_name = "FILE", requires = "tls_key", env = "THROWLINE_TLS_CERT", help_heading = "TLS")]
+    pub(crate) tls_cert: Option<PathBuf>,
+    /// The private key (PEM) of that certificate.
+    #[arg(long, value_name = "FILE", requires = "tls_cert", env = "THROWLINE_TLS_KEY", help_heading = "TLS")]
+    pub(crate) tls_key: Option<PathBuf>,
+    /// Speak plain HTTP, for a load balancer that ends TLS.
+    #[arg(long, conflicts_with_all = ["tls_cert", "tls_key"], env = "THROWLINE_PLAINTEXT", help_heading = "TLS")]
+    pub(crate) plaintext: bool,
+    /// Serve /healthz, /readyz and /metrics on this address. Keep it off the internet.
+    #[arg(long, value_name = "ADDR", env = "THROWLINE_ADMIN_LISTEN")]
+    pub(crate) admin_listen: Option<SocketAddr>,
+    /// How often to ping each carrier. Lower it under a load balancer's idle limit; peers are
+    /// told to do the same.
+    #[arg(long, value_name = "DURATION", default_value = "17s", value_parser = humantime::parse_duration, env = "THROWLINE_PING_INTERVAL", help_heading = "Timing")]
+    pub(crate) ping_interval: Duration,
+    /// How long to let open lines end when stopping.
+    #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = humantime::parse_duration, env = "THROWLINE_DRAIN_TIMEOUT", help_heading = "Timing")]
+    pub(crate) drain_timeout: Duration,
+    /// How long a user's certificate lives. The local proxy renews it while it runs.
+    #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = humantime::parse_duration, env = "THROWLINE_USER_CERTIFICATE_LIFE", help_heading = "Timing")]
+    pub(crate) user_certificate_life: Duration,
+    /// How long an agent's certificate lives. The agent renews it at two thirds of its life.
+    #[arg(long, value_name = "DURATION", default_value = "7d", value_parser = humantime::parse_duration, env = "THROWLINE_AGENT_CERTIFICATE_LIFE", help_heading = "Timing")]
+    pub(crate) agent_certificate_life: Duration,
+    /// The most carriers (agents and users together) at once.
+    #[arg(long, value_name = "N", env = "THROWLINE_MAX_CARRIERS", help_heading = "Limits")]
+    pub(crate) max_carriers: Option<usize>,
+    /// The most connections at once that have not proved who they are.
+    #[arg(long, value_name = "N", env = "THROWLINE_MAX_HALF_OPEN", help_heading = "Limits")]
+    pub(crate) max_half_open: Option<usize>,
+    /// The most lines that one user may hold at once.
+    #[arg(long, value_name = "N", env = "THROWLINE_MAX_LINES_PER_USER", help_heading = "Limits")]
+    pub(crate) max_lines_per_user: Option<usize>,
+}
+
+/// Make enrolment tokens.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Token {
+    Create(TokenCreate),
+}
+
+/// Make a token that enrols one cluster or one user, once.
+///
+/// It prints the token alone on standard output. Run it where the relay's state directory is;
+/// the relay may be running.
+///
+/// Examples:
+///   throwline token create --cluster prod-eu --state-dir /var/lib/throwline > agent.token
+///   throwline token create --user dana --group devs --ttl 15m --state-dir /var/lib/throwline
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct TokenCreate {
+    /// The cluster to enrol: lower-case letters, digits and "-", 63 at most.
+    #[arg(long, value_name = "NAME", required_unless_present = "user", conflicts_with_all = ["user", "groups"])]
+    pub(crate) cluster: Option<String>,
+    /// The user to enrol, by the name that the clusters' RBAC knows.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) user: Option<String>,
+    /// A group of that user; may be given several times.
+    #[arg(long = "group", value_name = "GROUP", requires = "user")]
+    pub(crate) groups: Vec<String>,
+    /// How long the token may be redeemed.
+    #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = humantime::parse_duration)]
+    pub(crate) ttl: Duration,
+    /// The relay's state directory.
+    #[arg(long, value_name = "DIR", env = "THROWLINE_STATE_DIR")]
+    pub(crate) state_dir: PathBuf,
+}
+
+/// Connect a cluster: run in it, or anywhere that reaches its API server.
+///
+/// The first start enrols with the token and keeps its identity in the state directory; later
+/// starts need no token. It then holds one outbound connection to the relay, for ever. One
+/// audit event a request is written as a JSON line.
+///
+/// Examples:
+///   throwline agent --token-file agent.token --state-dir /var/lib/throwline-agent
+///   throwline agent --token-file - --state-dir ./agent --kubeconfig ~/.kube/config < agent.token
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct Agent {
+    /// A file with the enrolment token, or - for standard input. Not needed once enrolled.
+    #[arg(long, value_name = "FILE", env = "THROWLINE_TOKEN_FILE")]
+    pub(crate) token_file: Option<PathBuf>,
+    /// Where the agent's identity is kept. Keep it private.
+    #[arg(long, value_name = "DIR", env = "THROWLINE_STATE_DIR")]
+    pub(crate) state_dir: PathBuf,
+    /// Reach the API server as this kubeconfig's current context says. By default the agent
+    /// runs in a pod and uses its service account.
+    #[arg(long, value_name = "FILE", env = "THROWLINE_KUBECONFIG")]
+    pub(crate) kubeconfig: Option<PathBuf>,
+    /// A CA certificate (PEM) to trust for the relay, beside the system's and the token's.
+    #[arg(long, value_name = "FILE", env = "THROWLINE_CA_FILE")]
+    pub(crate) ca_file: Option<PathBuf>,
+    /// Where audit events go: "stdout", "off", or a file to append to.
+    #[arg(long, value_name = "WHERE", default_value = "stdout", env = "THROWLINE_AUDIT_LOG")]
+    pub(crate) audit_log: String,
+    /// Refuse requests whose audit event cannot be written.
+    #[arg(long, env = "THROWLINE_AUDIT_REQUIRED")]
+    pub(crate) audit_required: bool,
+    /// Serve /healthz, /readyz and /metrics on this address.
+    #[arg(long, value_name = "ADDR", env = "THROWLINE_ADMIN_LISTEN")]
+    pub(crate) admin_listen: Option<SocketAddr>,
+}
+
+/// Where this user's identity is kept.
+#[derive(Debug, Args)]
+pub(crate) struct UserState {
+    /// Where your identity is kept. By default ~/.throwline
+    #[arg(long, value_name = "DIR", env = "THROWLINE_STATE_DIR")]
+    pub(crate) state_dir: Option<PathBuf>,
+}
+
+/// Sign in: enrol this machine's user with a token.
+///
+/// Example:
+///   throwline login --token-file - < my.token
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct Login {
+    /// A file with the enrolment token, or - for standard input.
+    #[arg(long, value_name = "FILE", env = "THROWLINE_TOKEN_FILE")]
+    pub(crate) token_file: PathBuf,
+    /// A CA certificate (PEM) to trust for the relay, beside the system's and the token's.
+    #[arg(long, value_name = "FILE", env = "THROWLINE_CA_FILE")]
+    pub(crate) ca_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) state: UserState,
+}
+
+/// List the clusters that you may reach, and how they are.
+#[derive(Debug, Args)]
+pub(crate) struct Clusters {
+    /// How to print them.
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    pub(crate) output: Output,
+    #[command(flatten)]
+    pub(crate) state: UserState,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum Output {
+    Table,
+    Json,
+}
+
+/// Forward kubectl to your clusters, until stopped.
+///
+/// Writes a context throwline-NAME for each cluster into your kubeconfig and touches nothing
+/// else in it. Without names, all clusters that you may reach.
+///
+/// Examples:
+///   throwline proxy
+///   throwline proxy prod-eu --kubeconfig ./kubeconfig
+///   kubectl --context throwline-prod-eu get pods
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct Proxy {
+    /// The clusters to forward to. By default all that you may reach.
+    #[arg(value_name = "CLUSTER")]
+    pub(crate) clusters: Vec<String>,
+    /// The loopback port to listen on. By default 47611; a busy one is stepped over.
+    #[arg(long, value_name = "N", env = "THROWLINE_PORT")]
+    pub(crate) port: Option<u16>,
+    /// The kubeconfig to write to. By default as kubectl: $KUBECONFIG, else ~/.kube/config
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kubeconfig: Option<PathBuf>,
+    /// Make the (one) named cluster's context the current one.
+    #[arg(long)]
+    pub(crate) set_current_context: bool,
+    /// Serve /healthz, /readyz and /metrics on this address.
+    #[arg(long, value_name = "ADDR", env = "THROWLINE_ADMIN_LISTEN")]
+    pub(crate) admin_listen: Option<SocketAddr>,
+    #[command(flatten)]
+    pub(crate) state: UserState,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_cluster_token_takes_no_groups() {
+        let args = ["throwline", "token", "create", "--cluster", "a", "--group", "g", "--state-dir", "d"];
+        assert!(Cli::try_parse_from(args).is_err());
+    }
+
+    #[test]
+    fn a_token_needs_a_subject() {
+        let args = ["throwline", "token", "create", "--state-dir", "d"];
+        assert!(Cli::try_parse_from(args).is_err());
+    }
+
+    #[test]
+    fn everything_after_two_dashes_is_the_demo_command() {
+        let cli = Cli::try_parse_from(["throwline", "demo", "--", "kubectl", "get", "--user", "x"]).unwrap();
+        let Command::Demo(demo) = cli.command else { panic!("not demo") };
+        assert_eq!(demo.command, ["kubectl", "get", "--user", "x"]);
+    }
+}
