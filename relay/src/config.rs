@@ -1,0 +1,168 @@
+//! What a relay can be told. Each knob's text gives its unit, its default and what the worst
+//! case costs.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use throwline_tunnel::{carrier, mux, ws};
+use url::Url;
+
+/// Everything [`crate::run`] needs besides a listener and an authority.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The address that agents and users dial, as it stands in their tokens. It is the audience
+    /// of every assertion, so two relays behind one name share it, and two names do not.
+    pub public_url: Url,
+    pub tls: Tls,
+    /// A name for this relay in challenges and logs. Default: random.
+    pub instance: String,
+    /// Whether the last element of `X-Forwarded-For` is the client's address. Default: no.
+    /// Say yes only behind a balancer that appends to the header: elsewhere a client could
+    /// choose the address that its rate limit and the audit see.
+    pub trust_forwarded_for: bool,
+    pub limits: Limits,
+    pub timing: Timing,
+    pub ws: ws::Config,
+    pub mux: mux::Config,
+}
+
+impl Config {
+    pub fn new(public_url: Url, tls: Tls) -> Self {
+        Self {
+            public_url,
+            tls,
+            instance: format!("relay-{:08x}", rand::random::<u32>()),
+            trust_forwarded_for: false,
+            limits: Limits::default(),
+            timing: Timing::default(),
+            ws: ws::Config::relay(),
+            mux: mux::Config::default(),
+        }
+    }
+}
+
+/// Who ends TLS on the public listener.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Tls {
+    /// This process, with a certificate of the authority's for the public URL's host, renewed
+    /// at two thirds of its life. Peers trust it by the pin in their tokens.
+    Own,
+    /// This process, with a certificate of somebody else's; the files are read again when they
+    /// change.
+    Files { cert: PathBuf, key: PathBuf },
+    /// A balancer in front. The listener then speaks plain HTTP and must be reachable by the
+    /// balancer alone; carriers still prove themselves, but their routing could be read.
+    Plaintext,
+}
+
+/// How much of each thing there may be. A refusal for one of them carries the code `limit`, is
+/// counted in `throwline_relay_refusals_total`, and tells the peer when to try again.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Carriers in all. Default 20,000: twice what the design puts on one relay. Worst case:
+    /// 32 KiB each when idle, so 640 MiB.
+    pub carriers: usize,
+    /// Carriers of one identity. Default 32: two per agent replica, twice that while they are
+    /// rotated, and a user's several machines. A thief of one key can hold this many.
+    pub carriers_per_identity: usize,
+    /// Lines of one user, over all clusters and machines. Default 4,096: the 200 parallel
+    /// connections of a port-forward for 20 terminals at once. Worst case: two splice buffers
+    /// of 64 KiB and two mux windows of 256 KiB each that stall, see `splice` and `mux`.
+    pub lines_per_user: usize,
+    /// Lines of all users to one cluster. Default 8,192.
+    pub lines_per_cluster: usize,
+    /// Streams that a peer may have open on one carrier. Default 4,096. It must stay below the
+    /// mux's own cap, which would end the carrier instead of refusing one stream.
+    pub streams_per_carrier: u32,
+    /// Connections that have not yet become a carrier or been answered. Default 4,096; more shed
+    /// the oldest. Worst case: one descriptor and about 40 KiB each while in TLS, so 160 MiB.
+    pub half_open: usize,
+    /// The same from one address (of IPv6, one /64). Default 256: a whole office or cluster
+    /// behind one NAT after an outage. Not applied behind a balancer, where all connections
+    /// come from its address.
+    pub half_open_per_address: usize,
+    /// Enrolments that one address may try at once before it has to wait. Default 60.
+    pub enrolment_burst: u32,
+    /// Enrolments a minute that one address may keep up. Default 60. A token's secret has 256
+    /// bits; this limit guards the database, not the secret.
+    pub enrolments_per_minute: u32,
+    /// Bytes of a request's head. Default 16 KiB, as much as an AWS balancer passes in one
+    /// header; our own peers stay under 4 KiB. At least 8 KiB, hyper's own floor.
+    pub head_bytes: usize,
+    /// Bytes of an enrolment's body. Default 16 KiB.
+    pub body_bytes: usize,
+    /// Assertions remembered to refuse their replay. Default 100,000, each for at most two
+    /// minutes: 800 carriers a second, for about 10 MiB. When it is full, handshakes are
+    /// refused rather than let through unchecked.
+    pub remembered_assertions: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            carriers: 20_000,
+            carriers_per_identity: 32,
+            lines_per_user: 4_096,
+            lines_per_cluster: 8_192,
+            streams_per_carrier: 4_096,
+            half_open: 4_096,
+            half_open_per_address: 256,
+            enrolment_burst: 60,
+            enrolments_per_minute: 60,
+            head_bytes: 16 * 1024,
+            body_bytes: 16 * 1024,
+            remembered_assertions: 100_000,
+        }
+    }
+}
+
+/// How long things may take.
+#[derive(Debug, Clone)]
+pub struct Timing {
+    /// From the accepted TCP connection to the end of its TLS handshake. Default 10 s.
+    pub tls_handshake: Duration,
+    /// From there to the last byte of the request's head. Default 10 s.
+    pub request_head: Duration,
+    /// From there to the last byte of the answer, upgrades excepted. Default 10 s.
+    pub request: Duration,
+    /// How far a peer's clock may be off. Default 60 s; an assertion is then good for at most
+    /// two minutes, and is remembered that long.
+    pub clock_tolerance: Duration,
+    /// How long an `Open` waits for an agent that was here a moment ago. Default 5 s: an agent's
+    /// first attempts to come back take that long. Zero turns the wait off. Worst case: one
+    /// stream and one task for each line that waits, bounded by the line limits.
+    pub agent_wait: Duration,
+    /// What "a moment ago" means, and how long after its own start a relay takes every agent for
+    /// one that is on its way back. Default 30 s.
+    pub agent_memory: Duration,
+    /// How long an agent may take to answer an `Open`. Default 4 s, so that with `agent_wait`
+    /// the proxy gets our reason within its own 10 s.
+    pub agent_answer: Duration,
+    /// How long lines may live on after shutdown was asked for. Default 30 s, as much as
+    /// Kubernetes grants a pod.
+    pub drain_timeout: Duration,
+    /// Over how long peers spread their move to another relay when this one drains. Default 10 s.
+    pub drain_spread: Duration,
+    /// Between reads of certificate files. Default 60 s.
+    pub tls_refresh: Duration,
+    /// Heartbeats and deadlines of the carriers.
+    pub carrier: carrier::Timing,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            tls_handshake: Duration::from_secs(10),
+            request_head: Duration::from_secs(10),
+            request: Duration::from_secs(10),
+            clock_tolerance: Duration::from_secs(60),
+            agent_wait: Duration::from_secs(5),
+            agent_memory: Duration::from_secs(30),
+            agent_answer: Duration::from_secs(4),
+            drain_timeout: Duration::from_secs(30),
+            drain_spread: Duration::from_secs(10),
+            tls_refresh: Duration::from_secs(60),
+            carrier: carrier::Timing::default(),
+        }
+    }
+}

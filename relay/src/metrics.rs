@@ -1,0 +1,201 @@
+//! What the relay counts. Labels are roles, codes and outcomes: closed sets, never names.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::MetricFamily;
+use prometheus::{
+    Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+};
+use throwline_tunnel::proto::messages::RefusalCode;
+use throwline_tunnel::splice::Meter;
+
+#[derive(Clone)]
+pub(crate) struct Metrics {
+    pub(crate) half_open: IntGauge,
+    pub(crate) half_open_shed: IntCounter,
+    pub(crate) accept_errors: IntCounter,
+    pub(crate) handshakes: IntCounterVec,
+    pub(crate) enrolments: IntCounterVec,
+    pub(crate) carriers: IntGaugeVec,
+    pub(crate) lines: IntGauge,
+    meter: Arc<Meter>,
+    pub(crate) refusals: IntCounterVec,
+    open: Histogram,
+}
+
+impl Metrics {
+    pub(crate) fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let metrics = Self {
+            half_open: IntGauge::new(
+                "throwline_relay_half_open",
+                "Connections that are neither a carrier nor answered yet",
+            )?,
+            half_open_shed: IntCounter::new(
+                "throwline_relay_half_open_shed_total",
+                "Half-open connections closed to make room for newer ones",
+            )?,
+            accept_errors: IntCounter::new(
+                "throwline_relay_accept_errors_total",
+                "Failures to accept a TCP connection",
+            )?,
+            handshakes: IntCounterVec::new(
+                Opts::new(
+                    "throwline_relay_handshakes_total",
+                    "Connections by how their handshake ended",
+                ),
+                &["outcome"],
+            )?,
+            enrolments: IntCounterVec::new(
+                Opts::new(
+                    "throwline_relay_enrolments_total",
+                    "Attempts to redeem a token by how they ended",
+                ),
+                &["outcome"],
+            )?,
+            carriers: IntGaugeVec::new(
+                Opts::new("throwline_relay_carriers", "Carriers that are up"),
+                &["role"],
+            )?,
+            lines: IntGauge::new("throwline_relay_lines", "Lines being spliced")?,
+            meter: Arc::default(),
+            refusals: IntCounterVec::new(
+                Opts::new(
+                    "throwline_relay_refusals_total",
+                    "Streams refused, by the code that the peer got",
+                ),
+                &["code"],
+            )?,
+            open: Histogram::with_opts(
+                HistogramOpts::new(
+                    "throwline_relay_open_seconds",
+                    "From a user's open to the agent's answer",
+                )
+                .buckets(vec![
+                    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+                ]),
+            )?,
+        };
+        registry.register(Box::new(metrics.half_open.clone()))?;
+        registry.register(Box::new(metrics.half_open_shed.clone()))?;
+        registry.register(Box::new(metrics.accept_errors.clone()))?;
+        registry.register(Box::new(metrics.handshakes.clone()))?;
+        registry.register(Box::new(metrics.enrolments.clone()))?;
+        registry.register(Box::new(metrics.carriers.clone()))?;
+        registry.register(Box::new(metrics.lines.clone()))?;
+        registry.register(Box::new(LineBytes::new(Arc::clone(&metrics.meter))?))?;
+        registry.register(Box::new(metrics.refusals.clone()))?;
+        registry.register(Box::new(metrics.open.clone()))?;
+        Ok(metrics)
+    }
+
+    pub(crate) fn handshake(&self, outcome: &'static str) {
+        self.handshakes.with_label_values(&[outcome]).inc();
+    }
+
+    pub(crate) fn enrolment(&self, outcome: &'static str) {
+        self.enrolments.with_label_values(&[outcome]).inc();
+    }
+
+    pub(crate) fn refusal(&self, code: &'static str) {
+        self.refusals.with_label_values(&[code]).inc();
+    }
+
+    pub(crate) fn opened(&self, after: Duration) {
+        self.open.observe(after.as_secs_f64());
+    }
+
+    /// What all lines count their bytes on; near is the user's side.
+    pub(crate) fn meter(&self) -> Arc<Meter> {
+        Arc::clone(&self.meter)
+    }
+
+    /// Counts one carrier for as long as the guard lives.
+    pub(crate) fn carrier(&self, role: &'static str) -> Held {
+        Held::new(self.carriers.with_label_values(&[role]))
+    }
+
+    /// Counts one line for as long as the guard lives.
+    pub(crate) fn line(&self) -> Held {
+        Held::new(self.lines.clone())
+    }
+}
+
+/// One unit on a gauge, given back on drop.
+pub(crate) struct Held(IntGauge);
+
+impl Held {
+    fn new(gauge: IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+/// Shows the meter of the splices, which must not wait for a metrics library at each copy.
+struct LineBytes {
+    meter: Arc<Meter>,
+    to_cluster: IntCounter,
+    to_user: IntCounter,
+    both: IntCounterVec,
+}
+
+impl LineBytes {
+    fn new(meter: Arc<Meter>) -> Result<Self, prometheus::Error> {
+        let both = IntCounterVec::new(
+            Opts::new(
+                "throwline_relay_line_bytes_total",
+                "Bytes copied between users and agents, sealed as they are",
+            ),
+            &["direction"],
+        )?;
+        Ok(Self {
+            meter,
+            to_cluster: both.with_label_values(&["to-cluster"]),
+            to_user: both.with_label_values(&["to-user"]),
+            both,
+        })
+    }
+}
+
+impl Collector for LineBytes {
+    fn desc(&self) -> Vec<&Desc> {
+        self.both.desc()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        catch_up(&self.to_cluster, &self.meter.a_to_b);
+        catch_up(&self.to_user, &self.meter.b_to_a);
+        self.both.collect()
+    }
+}
+
+fn catch_up(counter: &IntCounter, counted: &AtomicU64) {
+    let counted = counted.load(Ordering::Relaxed);
+    counter.inc_by(counted.saturating_sub(counter.get()));
+}
+
+pub(crate) fn code_label(code: RefusalCode) -> &'static str {
+    match code {
+        RefusalCode::Unspecified => "unspecified",
+        RefusalCode::UnknownCluster => "unknown-cluster",
+        RefusalCode::NeverConnected => "never-connected",
+        RefusalCode::Offline => "offline",
+        RefusalCode::NotAllowed => "not-allowed",
+        RefusalCode::Limit => "limit",
+        RefusalCode::Draining => "draining",
+        RefusalCode::Version => "version",
+        RefusalCode::BadRequest => "bad-request",
+        RefusalCode::Internal => "internal",
+        RefusalCode::Timeout => "timeout",
+        RefusalCode::Unauthenticated => "unauthenticated",
+        RefusalCode::Unsupported => "unsupported",
+    }
+}

@@ -1,0 +1,198 @@
+//! What the public listener answers: one request a connection.
+//!
+//! Nothing here looks at `Host`, and the path only chooses between the three things below; where
+//! a line goes is decided by the identity that its carrier has proved.
+
+use std::convert::Infallible;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use http::{HeaderMap, Method, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde::Serialize;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tracing::{debug, warn};
+
+use crate::accept::Admission;
+use crate::early::Early;
+use crate::enrol;
+use crate::relay::Shared;
+use crate::response::{self, Body};
+use crate::session::Seat;
+
+/// How a connection's one request ended.
+pub(crate) enum Outcome<T> {
+    Answered,
+    Failed,
+    /// The 101 is written; what follows is the carrier.
+    Upgraded {
+        admitted: Box<Admitted>,
+        io: Early<T>,
+    },
+}
+
+/// A peer whose assertion was good, with the place among the carriers that it holds already.
+pub(crate) struct Admitted {
+    pub(crate) admission: Admission,
+    pub(crate) seat: Seat,
+    pub(crate) client: SocketAddr,
+}
+
+/// The answer of `GET /v1/ping`, for pre-flight checks.
+#[derive(Serialize)]
+struct Ping {
+    product: &'static str,
+    version: &'static str,
+}
+
+pub(crate) async fn serve<T>(shared: &Arc<Shared>, io: T, address: SocketAddr) -> Outcome<T>
+where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let admitted: Arc<Mutex<Option<Box<Admitted>>>> = Arc::default();
+    let service = service_fn({
+        let shared = Arc::clone(shared);
+        let admitted = Arc::clone(&admitted);
+        move |request| {
+            let shared = Arc::clone(&shared);
+            let admitted = Arc::clone(&admitted);
+            async move { Ok::<_, Infallible>(answer(&shared, &admitted, address, request).await) }
+        }
+    });
+    let timing = &shared.config.timing;
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(timing.request_head)
+        .max_buf_size(shared.config.limits.head_bytes.max(8 * 1024))
+        // One request each: an idle kept connection would be half-open without end.
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(io), service)
+        .without_shutdown();
+    let whole = timing.request_head + timing.request;
+    let parts = match tokio::time::timeout(whole, connection).await {
+        Ok(Ok(parts)) => parts,
+        Ok(Err(error)) => {
+            debug!(client = %address, %error, "no request could be read");
+            return Outcome::Failed;
+        }
+        Err(_) => {
+            debug!(client = %address, "the request or its answer took too long");
+            return Outcome::Failed;
+        }
+    };
+    let mut io = parts.io.into_inner();
+    let admitted = admitted
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .take();
+    if let Some(admitted) = admitted {
+        let io = Early::new(parts.read_buf, io);
+        return Outcome::Upgraded { admitted, io };
+    }
+    // The answer is flushed; this only says goodbye, and not for long.
+    let _ = tokio::time::timeout(timing.request, io.shutdown()).await;
+    Outcome::Answered
+}
+
+async fn answer(
+    shared: &Arc<Shared>,
+    admitted: &Mutex<Option<Box<Admitted>>>,
+    peer: SocketAddr,
+    request: Request<Incoming>,
+) -> Response<Body> {
+    let client = shared.client_address(peer, request.headers());
+    let path = shared.path_below_prefix(request.uri().path());
+    match (request.method(), path) {
+        (&Method::GET, "/v1/carrier") => match admit(shared, client, request.headers()) {
+            Ok(ready) => {
+                let response = ready.admission.response();
+                *admitted.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(ready));
+                response
+            }
+            Err(response) => response,
+        },
+        (&Method::POST, "/v1/enroll") => enrol::handle(shared, client.ip(), request).await,
+        (&Method::GET, "/v1/ping") => response::json(
+            StatusCode::OK,
+            &Ping {
+                product: "throwline",
+                version: env!("CARGO_PKG_VERSION"),
+            },
+        ),
+        (_, "/v1/carrier" | "/v1/enroll" | "/v1/ping") => response::problem(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "bad-request",
+            "this method is not for that path",
+        ),
+        _ => response::problem(
+            StatusCode::NOT_FOUND,
+            "not-found",
+            "this is a throwline relay; there is nothing at that path",
+        ),
+    }
+}
+
+fn admit(
+    shared: &Arc<Shared>,
+    client: SocketAddr,
+    headers: &HeaderMap,
+) -> Result<Admitted, Response<Body>> {
+    let admission = shared
+        .gate
+        .check(headers, SystemTime::now())
+        .map_err(|denied| {
+            shared.metrics.handshake(denied.label());
+            warn!(%client, reason = %denied, "refused a carrier");
+            denied.response()
+        })?;
+    let seat = shared.seats.take(&admission.peer).map_err(|full| {
+        shared.metrics.handshake("limit");
+        warn!(%client, peer = %admission.peer.id, reason = %full, "refused a carrier");
+        full.response()
+    })?;
+    Ok(Admitted {
+        admission,
+        seat,
+        client,
+    })
+}
+
+/// The client's address as the balancer in front saw it: the last element of the last
+/// `X-Forwarded-For`, for the ones before it are the client's own claim.
+pub(crate) fn forwarded_for(headers: &HeaderMap) -> Option<IpAddr> {
+    let last = headers.get_all("x-forwarded-for").iter().next_back()?;
+    let element = last.to_str().ok()?.rsplit(',').next()?.trim();
+    element
+        .parse()
+        .ok()
+        .or_else(|| Some(element.parse::<SocketAddr>().ok()?.ip()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::HeaderValue;
+
+    fn forwarded(values: &[&str]) -> Option<IpAddr> {
+        let mut headers = HeaderMap::new();
+        for value in values {
+            headers.append("x-forwarded-for", HeaderValue::from_str(value).unwrap());
+        }
+        forwarded_for(&headers)
+    }
+
+    #[test]
+    fn only_the_balancers_own_word_counts() {
+        let balancer = Some(IpAddr::from([192, 0, 2, 7]));
+        assert_eq!(forwarded(&["192.0.2.7"]), balancer);
+        assert_eq!(forwarded(&["10.0.0.1, 192.0.2.7"]), balancer);
+        assert_eq!(forwarded(&["10.0.0.1", "10.0.0.2,192.0.2.7"]), balancer);
+        assert_eq!(forwarded(&["192.0.2.7:4711"]), balancer);
+        assert_eq!(forwarded(&["192.0.2.7, unknown"]), None);
+        assert_eq!(forwarded(&[]), None);
+    }
+}

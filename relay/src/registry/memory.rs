@@ -1,0 +1,63 @@
+//! The registry of a relay that is alone.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use tokio::time::Instant;
+
+use super::table::{Found, Table};
+use super::{Membership, Presence, Registry, Tunnel};
+
+/// All tunnels in this process.
+#[derive(Default)]
+pub struct Memory {
+    table: Arc<Mutex<Table<Arc<Tunnel>>>>,
+}
+
+fn lock(table: &Mutex<Table<Arc<Tunnel>>>) -> MutexGuard<'_, Table<Arc<Tunnel>>> {
+    table.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[async_trait]
+impl Registry for Memory {
+    async fn join(&self, tunnel: Arc<Tunnel>) -> Membership {
+        let cluster = tunnel.cluster.clone();
+        let generation = lock(&self.table).insert(&cluster, tunnel);
+        let table = Arc::clone(&self.table);
+        Membership::new(generation, move || {
+            lock(&table).remove(&cluster, generation, Instant::now());
+        })
+    }
+
+    async fn find(&self, cluster: &str) -> Presence {
+        let found = lock(&self.table).find(cluster);
+        match found {
+            Found::Here(mut tunnels) => {
+                // A carrier can have died a moment before its owner notices and leaves.
+                tunnels.retain(|tunnel| !tunnel.carrier.is_closed());
+                if tunnels.is_empty() {
+                    return Presence::Gone(std::time::Duration::ZERO);
+                }
+                // Stable, so the newest stays first among equals.
+                tunnels.sort_by_key(|tunnel| tunnel.carrier.streams());
+                Presence::Connected(tunnels)
+            }
+            Found::GoneAt(at) => Presence::Gone(at.elapsed()),
+            Found::Unseen => Presence::Unseen,
+        }
+    }
+
+    async fn connected(&self, cluster: &str) {
+        loop {
+            let arrivals = lock(&self.table).arrivals(cluster);
+            let arrival = arrivals.notified();
+            tokio::pin!(arrival);
+            // Listen first, then look: who comes in between is not missed.
+            arrival.as_mut().enable();
+            if let Presence::Connected(_) = self.find(cluster).await {
+                return;
+            }
+            arrival.await;
+        }
+    }
+}

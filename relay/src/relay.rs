@@ -1,0 +1,259 @@
+//! The relay as a whole: what all its connections share, and the order in which it ends.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::HeaderMap;
+use throwline_certs::authority::Authority;
+use throwline_ops::{Drain, Readiness, Shutdown, admin};
+use throwline_tunnel::carrier::{AcceptConfig, IncomingStream};
+use throwline_tunnel::proto::messages::Refusal;
+use throwline_tunnel::splice::{self, Meter};
+use tokio::net::TcpListener;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{debug, info, warn};
+
+use crate::accept::Gate;
+use crate::config::{Config, Tls};
+use crate::error::Error;
+use crate::half_open::HalfOpen;
+use crate::metrics::{Metrics, code_label};
+use crate::policy::{Everyone, Policy};
+use crate::public::forwarded_for;
+use crate::rate::RateLimit;
+use crate::registry::{Memory, Registry};
+use crate::session::Seats;
+use crate::tally::Tally;
+use crate::{listener, tls};
+
+/// How long carriers may take to say goodbye when the relay ends.
+const GOODBYE: Duration = Duration::from_secs(5);
+
+/// A relay that has not begun yet.
+pub struct Relay {
+    authority: Authority,
+    config: Config,
+    registry: Arc<dyn Registry>,
+    policy: Arc<dyn Policy>,
+    metrics: prometheus::Registry,
+}
+
+/// What every connection of one relay needs.
+pub(crate) struct Shared {
+    pub(crate) config: Config,
+    pub(crate) authority: Authority,
+    pub(crate) registry: Arc<dyn Registry>,
+    pub(crate) policy: Arc<dyn Policy>,
+    pub(crate) metrics: Metrics,
+    pub(crate) gate: Gate,
+    pub(crate) half_open: HalfOpen,
+    pub(crate) enrolments: RateLimit,
+    pub(crate) seats: Seats,
+    pub(crate) lines_per_user: Tally,
+    pub(crate) lines_per_cluster: Tally,
+    /// Held by each line.
+    pub(crate) lines: Drain,
+    pub(crate) splice: splice::Config,
+    pub(crate) meter: Arc<Meter>,
+    /// No new work, and peers should move.
+    pub(crate) draining: CancellationToken,
+    /// All ends now.
+    pub(crate) closing: CancellationToken,
+    pub(crate) tasks: TaskTracker,
+    pub(crate) started: Instant,
+    tls: tls::Source,
+}
+
+impl Relay {
+    /// With a registry in memory, and open to every enrolled user.
+    pub fn new(authority: Authority, config: Config) -> Self {
+        Self {
+            authority,
+            config,
+            registry: Arc::new(Memory::default()),
+            policy: Arc::new(Everyone),
+            metrics: prometheus::Registry::new(),
+        }
+    }
+
+    #[must_use]
+    pub fn registry(mut self, registry: Arc<dyn Registry>) -> Self {
+        self.registry = registry;
+        self
+    }
+
+    #[must_use]
+    pub fn policy(mut self, policy: Arc<dyn Policy>) -> Self {
+        self.policy = policy;
+        self
+    }
+
+    /// Where the metrics are registered; a registry of its own otherwise.
+    #[must_use]
+    pub fn metrics(mut self, metrics: prometheus::Registry) -> Self {
+        self.metrics = metrics;
+        self
+    }
+
+    /// Serves until `shutdown`, then drains: not ready, peers are told to move, nobody new is
+    /// accepted, lines may end in peace for a while, carriers are closed.
+    pub async fn run(
+        self,
+        listener: TcpListener,
+        admin: Option<TcpListener>,
+        shutdown: Shutdown,
+    ) -> Result<(), Error> {
+        let readiness = Readiness::new();
+        let listening = readiness.condition("listening");
+        let metrics = self.metrics.clone();
+        let shared = Arc::new(self.into_shared()?);
+        let refresh = shared.tasks.spawn(tls::refresh(Arc::clone(&shared)));
+
+        let (admin_trigger, admin_shutdown) = Shutdown::new();
+        let admin = admin
+            .map(|listener| tokio::spawn(admin::run(listener, metrics, readiness, admin_shutdown)));
+        listening.ready();
+        info!(
+            url = %shared.config.public_url,
+            instance = %shared.config.instance,
+            "the relay is up"
+        );
+
+        let accepting = listener::run(listener, Arc::clone(&shared));
+        let drain = async {
+            shutdown.requested().await;
+            info!(lines = shared.lines.in_progress(), "the relay is draining");
+            listening.not_ready("draining");
+            shared.draining.cancel();
+            let timeout = shared.config.timing.drain_timeout;
+            if let Err(lines) = shared.lines.drained_within(timeout).await {
+                warn!(lines, "cut lines that did not end in time");
+            }
+        };
+        // The listener ends with the drain's beginning, and is closed then.
+        tokio::join!(accepting, drain);
+
+        shared.closing.cancel();
+        refresh.abort();
+        shared.tasks.close();
+        if tokio::time::timeout(GOODBYE, shared.tasks.wait())
+            .await
+            .is_err()
+        {
+            warn!(
+                tasks = shared.tasks.len(),
+                "some carriers did not end in time"
+            );
+        }
+        admin_trigger.trigger();
+        if let Some(admin) = admin {
+            match admin.await {
+                Ok(ended) => ended.map_err(Error::Admin)?,
+                Err(panicked) => warn!(error = %panicked, "the admin listener failed"),
+            }
+        }
+        info!("the relay is down");
+        Ok(())
+    }
+
+    fn into_shared(self) -> Result<Shared, Error> {
+        let config = self.config;
+        let limits = &config.limits;
+        check(&config)?;
+        let metrics = Metrics::register(&self.metrics)?;
+        let gate = Gate::new(
+            self.authority.validator().clone(),
+            &config.public_url,
+            config.timing.clock_tolerance,
+            limits.remembered_assertions,
+            AcceptConfig {
+                instance: config.instance.clone(),
+                timing: config.timing.carrier.clone(),
+                ws: config.ws.clone(),
+                mux: config.mux.clone(),
+                max_streams: limits.streams_per_carrier,
+            },
+        );
+        let behind_balancer = config.tls == Tls::Plaintext;
+        Ok(Shared {
+            gate,
+            half_open: HalfOpen::new(
+                limits.half_open,
+                (!behind_balancer).then_some(limits.half_open_per_address),
+                metrics.half_open.clone(),
+                metrics.half_open_shed.clone(),
+            ),
+            enrolments: RateLimit::new(limits.enrolment_burst, limits.enrolments_per_minute),
+            seats: Seats::new(limits.carriers, limits.carriers_per_identity),
+            lines_per_user: Tally::new(limits.lines_per_user),
+            lines_per_cluster: Tally::new(limits.lines_per_cluster),
+            lines: Drain::new(),
+            splice: splice::Config::default(),
+            meter: metrics.meter(),
+            metrics,
+            draining: CancellationToken::new(),
+            closing: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            started: Instant::now(),
+            tls: tls::Source::new(&config, &self.authority)?,
+            registry: self.registry,
+            policy: self.policy,
+            authority: self.authority,
+            config,
+        })
+    }
+}
+
+impl Shared {
+    /// `None` where a balancer ends TLS.
+    pub(crate) fn tls(&self) -> Option<Arc<rustls::ServerConfig>> {
+        self.tls.current()
+    }
+
+    pub(crate) fn tls_source(&self) -> &tls::Source {
+        &self.tls
+    }
+
+    /// The address to limit and to tell the agent.
+    pub(crate) fn client_address(&self, peer: SocketAddr, headers: &HeaderMap) -> SocketAddr {
+        if !self.config.trust_forwarded_for {
+            return peer;
+        }
+        forwarded_for(headers).map_or(peer, |address: IpAddr| SocketAddr::new(address, 0))
+    }
+
+    /// A balancer may or may not have taken off the public URL's path.
+    pub(crate) fn path_below_prefix<'p>(&self, path: &'p str) -> &'p str {
+        let prefix = self.config.public_url.path().trim_end_matches('/');
+        match path.strip_prefix(prefix) {
+            Some(below) if below.starts_with('/') => below,
+            _ => path,
+        }
+    }
+
+    /// Refuses a stream: the one place, so that each refusal is counted.
+    pub(crate) async fn refuse(&self, stream: IncomingStream, refused: Refusal) {
+        self.metrics.refusal(code_label(refused.code()));
+        debug!(code = ?refused.code(), reason = %refused, "refused a stream");
+        stream.refuse(refused).await;
+    }
+}
+
+fn check(config: &Config) -> Result<(), Error> {
+    let scheme = config.public_url.scheme();
+    if !matches!(scheme, "http" | "https") || config.public_url.host().is_none() {
+        return Err(Error::Config(format!(
+            "the public URL {} is not https://HOST[:PORT]",
+            config.public_url
+        )));
+    }
+    if config.limits.streams_per_carrier == 0 || config.limits.carriers == 0 {
+        return Err(Error::Config(
+            "a relay without carriers or streams would serve nobody".into(),
+        ));
+    }
+    Ok(())
+}
