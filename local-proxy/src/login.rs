@@ -1,0 +1,73 @@
+//! `throwline login`: turns an enrolment token into an identity of this machine.
+
+use crate::store::{Credentials, RelayFile, Store, StoreError};
+use std::{path::Path, time::SystemTime};
+use throwline_certs::{
+    EnrolmentToken, Kind, SpiffeId,
+    enrol::{self, EnrolError, Enrolled},
+};
+use url::Url;
+
+/// Who one is after a login.
+#[derive(Clone, Debug)]
+pub struct LoginOutcome {
+    pub user: String,
+    pub groups: Vec<String>,
+    pub relay: Url,
+    pub not_after: SystemTime,
+}
+
+/// Why there is no new identity. The old one, if there was one, is as it was.
+#[derive(Debug, thiserror::Error)]
+pub enum LoginError {
+    #[error(transparent)]
+    Enrol(#[from] EnrolError),
+    #[error(
+        "the token is for {0}, not for a user; an agent takes it with 'throwline agent --token-file'"
+    )]
+    NotAUser(SpiffeId),
+    #[error("{} cannot be read as a CA file: {source}", path.display())]
+    CaFile {
+        path: std::path::PathBuf,
+        source: std::io::Error,
+    },
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Redeems the token and keeps what it gives in `store`. `extra_ca` is remembered as a path.
+pub async fn login(
+    token: &EnrolmentToken,
+    store: &Store,
+    extra_ca: Option<&Path>,
+) -> Result<LoginOutcome, LoginError> {
+    // A token works once: whatever can fail on this machine fails before it is spent.
+    store.prepare()?;
+    let ca_file = extra_ca
+        .map(|path| {
+            path.canonicalize().map_err(|source| LoginError::CaFile {
+                path: path.to_owned(),
+                source,
+            })
+        })
+        .transpose()?;
+    let Enrolled { identity, roots } = enrol::redeem(token, ca_file.as_deref()).await?;
+    if identity.id().kind() != Kind::User {
+        return Err(LoginError::NotAUser(identity.id().clone()));
+    }
+    let outcome = LoginOutcome {
+        user: identity.id().name().to_owned(),
+        groups: identity.groups().to_vec(),
+        relay: token.relay.clone(),
+        not_after: identity.not_after(),
+    };
+    store.save(&Credentials {
+        identity,
+        roots,
+        relay: RelayFile {
+            url: token.relay.clone(),
+            ca_file,
+        },
+    })?;
+    Ok(outcome)
+}

@@ -1,0 +1,124 @@
+//! Counters of the local proxy. Gauges are moved by guards, so that each end is counted once.
+
+use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+
+/// Handles are cheap to clone and count into the same place.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    /// Loopback connections that are open.
+    pub connections: IntGauge,
+    /// Requests whose answer has not ended.
+    pub requests_in_flight: IntGauge,
+    /// Requests, by how they ended: `forwarded`, `upgraded`, `refused`, `failed`.
+    pub requests: IntCounterVec,
+    /// API sessions that are open.
+    pub api_sessions: IntGauge,
+    /// Upgrade sessions that are open, warm spares among them.
+    pub upgrade_sessions: IntGauge,
+    /// Upgraded connections that are being copied.
+    pub upgraded: IntGauge,
+    /// Lines ever opened.
+    pub lines: IntCounter,
+    /// Carriers ever opened.
+    pub carriers: IntCounter,
+    /// Bytes of upgraded connections, both ways.
+    pub upgraded_bytes: IntCounter,
+    /// Tasks of the proxy that are running.
+    pub tasks: IntGauge,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    #[must_use]
+    pub fn new() -> Self {
+        let gauge = |name: &str, help: &str| {
+            IntGauge::new(format!("throwline_local_proxy_{name}"), help)
+                .expect("the names below are valid")
+        };
+        let counter = |name: &str, help: &str| {
+            IntCounter::new(format!("throwline_local_proxy_{name}"), help)
+                .expect("the names below are valid")
+        };
+        Self {
+            connections: gauge("connections", "loopback connections that are open"),
+            requests_in_flight: gauge("requests_in_flight", "requests not yet answered in full"),
+            requests: IntCounterVec::new(
+                Opts::new(
+                    "throwline_local_proxy_requests_total",
+                    "requests by outcome",
+                ),
+                &["outcome"],
+            )
+            .expect("the name above is valid"),
+            api_sessions: gauge("api_sessions", "API sessions that are open"),
+            upgrade_sessions: gauge("upgrade_sessions", "upgrade sessions that are open"),
+            upgraded: gauge("upgraded", "upgraded connections being copied"),
+            lines: counter("lines_total", "lines opened"),
+            carriers: counter("carriers_total", "carriers opened"),
+            upgraded_bytes: counter("upgraded_bytes_total", "bytes of upgraded connections"),
+            tasks: gauge("tasks", "tasks that are running"),
+        }
+    }
+
+    /// Makes them part of what `/metrics` serves.
+    pub fn register(&self, registry: &Registry) -> Result<(), prometheus::Error> {
+        registry.register(Box::new(self.connections.clone()))?;
+        registry.register(Box::new(self.requests_in_flight.clone()))?;
+        registry.register(Box::new(self.requests.clone()))?;
+        registry.register(Box::new(self.api_sessions.clone()))?;
+        registry.register(Box::new(self.upgrade_sessions.clone()))?;
+        registry.register(Box::new(self.upgraded.clone()))?;
+        registry.register(Box::new(self.lines.clone()))?;
+        registry.register(Box::new(self.carriers.clone()))?;
+        registry.register(Box::new(self.upgraded_bytes.clone()))?;
+        registry.register(Box::new(self.tasks.clone()))
+    }
+
+    pub(crate) fn count(&self, outcome: &'static str) {
+        self.requests.with_label_values(&[outcome]).inc();
+    }
+}
+
+/// One unit of a gauge, given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Held(IntGauge);
+
+impl Held {
+    pub(crate) fn one(gauge: &IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guard_gives_back_what_it_took() {
+        let metrics = Metrics::new();
+        let held = Held::one(&metrics.tasks);
+        assert_eq!(metrics.tasks.get(), 1);
+        drop(held);
+        assert_eq!(metrics.tasks.get(), 0);
+    }
+
+    #[test]
+    fn all_can_be_registered_together_and_only_once() {
+        let registry = Registry::new();
+        let metrics = Metrics::new();
+        metrics.register(&registry).unwrap();
+        assert!(metrics.register(&registry).is_err());
+    }
+}

@@ -1,0 +1,137 @@
+//! The API session: HTTP/2 on a sealed session, for all plain requests to one cluster.
+
+use super::{Shared, lock};
+use crate::{error::Failure, forward::lost, metrics::Held};
+use hyper::{body::Incoming, client::conn::http2};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use std::{
+    sync::{
+        Arc, Mutex, OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+use throwline_tunnel::proto::messages::LineKind;
+use tokio::time::Instant;
+
+/// What one stalled reader can make us hold on an API session. 512 KiB fills a path of 40 Mbit/s
+/// at 100 ms; more would let a reader that stopped for ever cost more than 1 MiB in all.
+const STREAM_WINDOW: u32 = 512 * 1024;
+/// The most that HTTP/2 can say: a stalled stream uses its own window up and no other's.
+const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
+/// Bytes of a request body held for a stream before its source is no longer read.
+const SEND_BUFFER: usize = 128 * 1024;
+/// Frame size we accept: 12 bytes of header a 64 KiB line frame are nothing, more would only
+/// lengthen the wait of small answers behind large ones.
+const MAX_FRAME: u32 = 64 * 1024;
+const HEADER_LIST: u32 = 64 * 1024;
+/// Streams before another session is opened. The agent allows 200; the rest is room for requests
+/// that were leased a moment ago.
+const STREAMS: usize = 180;
+
+type Sender = http2::SendRequest<Incoming>;
+
+/// One API session, as its cluster holds it. Dropping it lets its streams finish.
+pub(crate) struct ApiSession {
+    sender: Sender,
+    epoch: u64,
+    in_flight: Arc<AtomicUsize>,
+    last_used: Arc<Mutex<Instant>>,
+    ended: Arc<OnceLock<Failure>>,
+}
+
+/// The right to one stream; give it to the response's body.
+pub(crate) struct Lease {
+    pub(crate) sender: Sender,
+    in_flight: Arc<AtomicUsize>,
+    last_used: Arc<Mutex<Instant>>,
+    ended: Arc<OnceLock<Failure>>,
+}
+
+impl Lease {
+    /// Why the agent ended the session, where that says more than that a request was lost.
+    pub(crate) fn ended(&self) -> Option<Failure> {
+        self.ended.get().cloned()
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.in_flight.fetch_sub(1, Ordering::AcqRel);
+        *lock(&self.last_used) = Instant::now();
+    }
+}
+
+impl ApiSession {
+    pub(crate) async fn open(shared: &Arc<Shared>, cluster: &str) -> Result<Self, Failure> {
+        let dialed = shared.dial.dial(cluster, LineKind::Api).await?;
+        let ping = shared.timing.session_ping;
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        builder
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_frame_size(MAX_FRAME)
+            .max_send_buf_size(SEND_BUFFER)
+            .max_header_list_size(HEADER_LIST)
+            .keep_alive_interval(ping)
+            .keep_alive_timeout(ping)
+            .keep_alive_while_idle(true);
+        let (sender, connection) = builder
+            .handshake::<_, Incoming>(TokioIo::new(dialed.io))
+            .await
+            .map_err(|error| Failure::Lost {
+                cluster: cluster.to_owned(),
+                why: error.to_string(),
+            })?;
+        let held = Held::one(&shared.metrics.api_sessions);
+        let name = cluster.to_owned();
+        let ended = Arc::new(OnceLock::new());
+        let end = ended.clone();
+        shared.spawn(async move {
+            let _held = held;
+            match connection.await {
+                Ok(()) => tracing::debug!(cluster = name, "api session ended"),
+                Err(error) => {
+                    tracing::debug!(cluster = name, %error, "api session failed");
+                    let failure = lost(&name, &error);
+                    if matches!(failure, Failure::AgentRefusesUs { .. }) {
+                        let _ = end.set(failure);
+                    }
+                }
+            }
+        });
+        Ok(Self {
+            sender,
+            epoch: dialed.epoch,
+            in_flight: Arc::default(),
+            last_used: Arc::new(Mutex::new(Instant::now())),
+            ended,
+        })
+    }
+
+    pub(crate) fn lease(&self) -> Lease {
+        self.in_flight.fetch_add(1, Ordering::AcqRel);
+        *lock(&self.last_used) = Instant::now();
+        Lease {
+            sender: self.sender.clone(),
+            in_flight: self.in_flight.clone(),
+            last_used: self.last_used.clone(),
+            ended: self.ended.clone(),
+        }
+    }
+
+    pub(crate) fn is_usable(&self, epoch: u64) -> bool {
+        self.epoch == epoch && !self.sender.is_closed()
+    }
+
+    pub(crate) fn has_room(&self) -> bool {
+        self.in_flight.load(Ordering::Acquire) < STREAMS
+    }
+
+    pub(crate) fn is_used(&self, now: Instant, idle: Duration) -> bool {
+        !self.sender.is_closed()
+            && (self.in_flight.load(Ordering::Acquire) > 0
+                || now.saturating_duration_since(*lock(&self.last_used)) <= idle)
+    }
+}

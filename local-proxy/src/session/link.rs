@@ -1,0 +1,253 @@
+//! The carrier to the relay: one for all clusters, dialled when somebody needs it, replaced before
+//! it ends where that can be known, and the lines on it.
+
+mod dial;
+mod drive;
+
+pub(crate) use dial::{dial_config, dial_error, open_error, refused_by_agent};
+
+use super::{Dial, Dialed};
+use crate::{
+    config::Timing,
+    error::Failure,
+    metrics::Metrics,
+    store::{Credentials, Store},
+};
+use futures::future::BoxFuture;
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+use throwline_certs::{Kind, SpiffeId, Validator, tls};
+use throwline_tunnel::{
+    carrier::{Carrier, OpenError},
+    line,
+    proto::{
+        self,
+        messages::{LineHello, LineKind, Open, RefusalCode},
+    },
+    session,
+};
+use tokio::{
+    sync::{Notify, watch},
+    time::{Instant, timeout},
+};
+
+/// From the open's reply to the line's own. The same reasoning as a handshake's.
+const LINE_HELLO: Duration = Duration::from_secs(10);
+/// Between attempts to open a line while the carrier changes.
+const AGAIN: Duration = Duration::from_millis(100);
+
+/// The link to the relay. Clones are the same link.
+#[derive(Clone)]
+pub(crate) struct Link(Arc<Inner>);
+
+struct Inner {
+    store: Store,
+    extra_ca: Option<PathBuf>,
+    timing: Timing,
+    metrics: Metrics,
+    /// Tells two local proxies of one user apart.
+    instance: String,
+    credentials: RwLock<Arc<Credentials>>,
+    state: watch::Sender<State>,
+    epoch: AtomicU64,
+    /// Somebody waits for a carrier.
+    demand: Notify,
+    /// The carrier is to be replaced, for instance because the identity was.
+    replace: Notify,
+    last_use: Mutex<Option<Instant>>,
+}
+
+#[derive(Clone)]
+enum State {
+    Down { last: Option<Failure> },
+    Up { carrier: Carrier, epoch: u64 },
+}
+
+impl Link {
+    /// A link that is down until somebody asks for a carrier and [`Link::drive`] runs.
+    pub(crate) fn new(
+        store: Store,
+        credentials: Credentials,
+        extra_ca: Option<PathBuf>,
+        timing: Timing,
+        metrics: Metrics,
+    ) -> Self {
+        Self(Arc::new(Inner {
+            store,
+            extra_ca,
+            timing,
+            metrics,
+            instance: format!("{:016x}", rand::random::<u64>()),
+            credentials: RwLock::new(Arc::new(credentials)),
+            state: watch::Sender::new(State::Down { last: None }),
+            epoch: AtomicU64::new(0),
+            demand: Notify::new(),
+            replace: Notify::new(),
+            last_use: Mutex::default(),
+        }))
+    }
+
+    /// A live carrier, waiting a bounded time for one. An end that nobody's patience can change is
+    /// told at once.
+    pub(crate) async fn carrier(&self) -> Result<(Carrier, u64), Failure> {
+        let wait = self.0.timing.wait_for_relay;
+        self.touch();
+        let mut state = self.0.state.subscribe();
+        let mut last = match &*state.borrow_and_update() {
+            State::Up { carrier, epoch } if !carrier.is_closed() => {
+                return Ok((carrier.clone(), *epoch));
+            }
+            State::Up { .. } => None,
+            State::Down { last } => last.clone(),
+        };
+        self.0.demand.notify_one();
+        let waited = timeout(wait, async {
+            while state.changed().await.is_ok() {
+                match &*state.borrow_and_update() {
+                    State::Up { carrier, epoch } => return Some(Ok((carrier.clone(), *epoch))),
+                    State::Down {
+                        last: Some(failure),
+                    } if !failure.may_pass() => {
+                        return Some(Err(failure.clone()));
+                    }
+                    State::Down { last: failure } => last = failure.clone().or(last.take()),
+                }
+                self.0.demand.notify_one();
+            }
+            None
+        })
+        .await;
+        match waited {
+            Ok(Some(result)) => result,
+            Ok(None) => Err(Failure::Stopping),
+            Err(_) => Err(last.unwrap_or_else(|| Failure::RelayUnreachable {
+                relay: self.credentials().relay.url.to_string(),
+                why: format!("no connection within {} s", wait.as_secs()),
+                transient: true,
+            })),
+        }
+    }
+
+    pub(crate) fn credentials(&self) -> Arc<Credentials> {
+        let credentials = &self.0.credentials;
+        credentials
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Uses another identity from now on, and moves to a carrier that proves it.
+    pub(crate) fn set_credentials(&self, credentials: Credentials) {
+        let slot = &self.0.credentials;
+        *slot.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(credentials);
+        self.0.replace.notify_one();
+    }
+
+    pub(crate) fn store(&self) -> &Store {
+        &self.0.store
+    }
+
+    fn touch(&self) {
+        let last_use = &self.0.last_use;
+        *last_use.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    fn is_used(&self) -> bool {
+        let last_use = &self.0.last_use;
+        let last = *last_use.lock().unwrap_or_else(PoisonError::into_inner);
+        last.is_some_and(|last| last.elapsed() < self.0.timing.carrier_idle)
+    }
+
+    async fn open(&self, cluster: &str, kind: LineKind) -> Result<Dialed, Failure> {
+        let deadline = Instant::now() + self.0.timing.wait_for_relay;
+        let (stream, epoch) = loop {
+            let (carrier, epoch) = self.carrier().await?;
+            let line_id: [u8; 16] = rand::random();
+            let open = Open {
+                version: proto::VERSION,
+                cluster: cluster.to_owned(),
+                line_id: line_id.to_vec(),
+                kind: kind.into(),
+                ..Open::default()
+            };
+            let error = match carrier.open(open.into()).await {
+                Ok((stream, _reply)) => break ((stream, line_id), epoch),
+                Err(error) => error,
+            };
+            // A relay that goes away is no reason for a request to fail: the next one is dialled.
+            let moving = match &error {
+                OpenError::CarrierLost(_) => true,
+                OpenError::Refused(refusal) => refusal.code() == RefusalCode::Draining,
+                _ => false,
+            };
+            if !moving || Instant::now() >= deadline {
+                return Err(open_error(cluster, error));
+            }
+            tokio::time::sleep(AGAIN).await;
+        };
+        let (stream, line_id) = stream;
+        self.0.metrics.lines.inc();
+        let hello = LineHello {
+            version: proto::VERSION,
+            line_id: line_id.to_vec(),
+            ..LineHello::default()
+        };
+        let line = timeout(LINE_HELLO, line::connect(stream, hello))
+            .await
+            .map_err(|_| Failure::Timeout {
+                cluster: cluster.to_owned(),
+                seconds: LINE_HELLO.as_secs(),
+            })?
+            .map_err(|error| Failure::Lost {
+                cluster: cluster.to_owned(),
+                why: error.to_string(),
+            })?;
+        let config = self.session_config(cluster, kind)?;
+        let io = session::connect(line, config, tls::session_name())
+            .await
+            .map_err(|error| dial::session_error(cluster, &error))?;
+        Ok(Dialed {
+            io: Box::new(io),
+            epoch,
+        })
+    }
+
+    fn session_config(
+        &self,
+        cluster: &str,
+        kind: LineKind,
+    ) -> Result<Arc<rustls::ClientConfig>, Failure> {
+        let internal = |error: &dyn std::fmt::Display| Failure::Internal(error.to_string());
+        let credentials = self.credentials();
+        let domain = credentials.roots.trust_domain().clone();
+        let expect =
+            SpiffeId::new(domain.clone(), Kind::Cluster, cluster).map_err(|e| internal(&e))?;
+        let validator = Validator::new(credentials.roots.clone(), domain);
+        let alpn = match kind {
+            LineKind::Upgrade => tls::Alpn::Http11,
+            LineKind::Api | LineKind::Unspecified => tls::Alpn::H2,
+        };
+        tls::session_client(&credentials.identity, &validator, expect, alpn)
+            .map_err(|e| internal(&e))
+    }
+}
+
+impl Dial for Link {
+    fn dial<'a>(
+        &'a self,
+        cluster: &'a str,
+        kind: LineKind,
+    ) -> BoxFuture<'a, Result<Dialed, Failure>> {
+        Box::pin(self.open(cluster, kind))
+    }
+
+    fn epoch(&self) -> u64 {
+        self.0.epoch.load(Ordering::Acquire)
+    }
+}

@@ -1,0 +1,234 @@
+//! The life of the carrier: dialled on demand, redialled while in use, replaced before it ends.
+
+use super::{Link, State};
+use rand::Rng as _;
+use std::{
+    sync::atomic::Ordering,
+    time::{Duration, SystemTime},
+};
+use throwline_tunnel::{
+    carrier::{Carrier, Connection, Incoming},
+    message, mux,
+    proto::{
+        backoff::{self, Backoff},
+        close::CloseCode,
+        messages::{Control, ControlKind, ControlMessage, Drain, Refusal, RefusalCode, StreamKind},
+        wire::CONTROL_CAP,
+    },
+};
+use tokio::time::{Instant, interval, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+/// While somebody waits, a dial is tried this often, whatever the back-off says.
+const EAGER: Duration = Duration::from_secs(1);
+/// A carrier is replaced, make before break, at this age ± 20 %: balancers have hard limits.
+const ROTATE: Duration = Duration::from_secs(2 * 3600);
+/// How often to look whether a carrier is still needed.
+const LOOK: Duration = Duration::from_secs(5);
+/// How long a replaced carrier may go on for the streams it has.
+const RETIRE: Duration = Duration::from_secs(24 * 3600);
+/// The longest a relay can tell us to wait before we leave it.
+const MAX_DRAIN: Duration = Duration::from_secs(300);
+
+/// Why a carrier is no longer the current one.
+enum Ended {
+    Lost,
+    Idle,
+    /// The successor, which is already up.
+    Replaced(Connection),
+}
+
+impl Link {
+    /// Keeps a carrier up while one is needed; ends with `stop`.
+    pub(crate) async fn drive(self, stop: CancellationToken) {
+        stop.run_until_cancelled(self.run()).await;
+        let state = self.0.state.send_replace(State::Down { last: None });
+        if let State::Up { carrier, .. } = state {
+            carrier.close(CloseCode::GoingAway, "the local proxy stops");
+        }
+    }
+
+    async fn run(&self) {
+        let mut backoff = Backoff::new(backoff::Config::default());
+        loop {
+            while !self.is_used() {
+                self.0.demand.notified().await;
+            }
+            let mut next = match self.0.dial().await {
+                Ok(connection) => Some(connection),
+                Err(failure) => {
+                    tracing::warn!(%failure, "cannot reach the relay");
+                    self.0.state.send_replace(State::Down {
+                        last: Some(failure),
+                    });
+                    None
+                }
+            };
+            while let Some(connection) = next.take() {
+                let since = Instant::now();
+                match self.hold(connection).await {
+                    Ended::Replaced(successor) => next = Some(successor),
+                    Ended::Lost | Ended::Idle => {
+                        self.0.state.send_replace(State::Down { last: None });
+                    }
+                }
+                backoff.lived(since.elapsed());
+            }
+            let delay = backoff.next(&mut rand::rng());
+            self.pause(delay).await;
+        }
+    }
+
+    /// Waits out the back-off, or less while somebody waits for a carrier.
+    async fn pause(&self, delay: Duration) {
+        let eager = async {
+            sleep(EAGER.min(delay)).await;
+            self.0.demand.notified().await;
+        };
+        tokio::select! {
+            () = sleep(delay) => {}
+            () = eager => {}
+        }
+    }
+
+    /// Lets a carrier serve until it ends or has a successor.
+    async fn hold(&self, connection: Connection) -> Ended {
+        let Connection {
+            carrier,
+            mut incoming,
+            ..
+        } = connection;
+        let epoch = self.0.epoch.fetch_add(1, Ordering::AcqRel) + 1;
+        self.0.metrics.carriers.inc();
+        tracing::info!(carrier = carrier.id(), "connected to the relay");
+        self.0.state.send_replace(State::Up {
+            carrier: carrier.clone(),
+            epoch,
+        });
+
+        let drain = listen(carrier.clone());
+        let rotate = sleep(self.rotate_after());
+        tokio::pin!(drain, rotate);
+        let mut look = interval(LOOK);
+        let (mut due, mut heard) = (false, false);
+        loop {
+            tokio::select! {
+                reason = carrier.closed() => {
+                    tracing::warn!(carrier = carrier.id(), %reason, "the carrier ended");
+                    return Ended::Lost;
+                }
+                stream = incoming.next() => match stream {
+                    // A relay has nothing to open towards a local proxy.
+                    Some(stream) => {
+                        let code = RefusalCode::Unsupported;
+                        stream.refuse(Refusal::new(code, "a local proxy accepts no streams")).await;
+                        continue;
+                    }
+                    None => {
+                        carrier.closed().await;
+                        return Ended::Lost;
+                    }
+                },
+                wait = &mut drain, if !heard => {
+                    heard = true;
+                    if let Some(wait) = wait {
+                        tracing::info!(carrier = carrier.id(), ?wait, "the relay asks us to move");
+                        rotate.as_mut().reset(Instant::now() + wait);
+                    }
+                    continue;
+                }
+                () = &mut rotate, if !due => due = true,
+                () = self.0.replace.notified() => due = true,
+                _ = look.tick() => {
+                    // The control stream is one; sessions that are kept count as use.
+                    if !self.is_used() && carrier.streams() <= 1 {
+                        tracing::info!(carrier = carrier.id(), "the carrier is no longer needed");
+                        carrier.close(CloseCode::Normal, "not needed");
+                        return Ended::Idle;
+                    }
+                    if !due {
+                        continue;
+                    }
+                }
+            }
+            if !due {
+                continue;
+            }
+            // Make before break; without a successor the old one goes on, and is asked again at
+            // the next look.
+            match self.0.dial().await {
+                Ok(successor) => {
+                    tokio::spawn(retire(carrier, incoming));
+                    return Ended::Replaced(successor);
+                }
+                Err(failure) => tracing::warn!(%failure, "cannot replace the carrier yet"),
+            }
+        }
+    }
+
+    fn rotate_after(&self) -> Duration {
+        let not_after = self.credentials().identity.not_after();
+        let left = not_after
+            .duration_since(SystemTime::now())
+            .unwrap_or_default();
+        let age = ROTATE.mul_f64(rand::rng().random_range(0.8..1.2));
+        age.min(left.mul_f64(0.8)).max(EAGER)
+    }
+}
+
+/// Opens the control stream and waits for the relay to say that it drains; how long to stay then.
+async fn listen(carrier: Carrier) -> Option<Duration> {
+    let mut stream: mux::Stream = match carrier.open(StreamKind::Control(Control {}).into()).await {
+        Ok((stream, _)) => stream,
+        Err(error) => {
+            tracing::debug!(%error, "no control stream");
+            return None;
+        }
+    };
+    loop {
+        let message = message::read::<ControlMessage, _>(&mut stream, CONTROL_CAP).await;
+        match message.ok()?.kind {
+            Some(ControlKind::Drain(Drain {
+                delay_ms,
+                spread_ms,
+                ..
+            })) => {
+                let spread = Duration::from_millis(spread_ms).min(MAX_DRAIN);
+                let delay = Duration::from_millis(delay_ms).min(MAX_DRAIN);
+                return Some(delay + spread.mul_f64(rand::rng().random::<f64>()));
+            }
+            Some(ControlKind::AgentStatus(_)) | None => {}
+        }
+    }
+}
+
+/// Keeps a replaced carrier until its streams have ended.
+async fn retire(carrier: Carrier, mut incoming: Incoming) {
+    let emptied = async {
+        let mut look = interval(LOOK);
+        // The first look is at once, when sessions have not moved yet.
+        look.tick().await;
+        while carrier.streams() > 1 {
+            look.tick().await;
+        }
+    };
+    let ended = async {
+        while let Some(stream) = incoming.next().await {
+            stream
+                .refuse(Refusal::new(
+                    RefusalCode::Draining,
+                    "this carrier was replaced",
+                ))
+                .await;
+        }
+    };
+    let _ = timeout(RETIRE, async {
+        tokio::select! {
+            () = emptied => {}
+            () = ended => {}
+            _ = carrier.closed() => {}
+        }
+    })
+    .await;
+    carrier.close(CloseCode::Normal, "replaced");
+}

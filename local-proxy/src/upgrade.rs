@@ -1,0 +1,142 @@
+//! exec, attach, cp and port-forward: one request on an upgrade session of its own, and after the
+//! 101 a copy of bytes that nobody parses.
+
+use crate::{
+    body::{self, Body},
+    error::Failure,
+    forward::{Proxy, close, lost, target},
+    headers::{Upgrade, remove_hop_by_hop, set_upgrade},
+    metrics::Held,
+    route::Route,
+    session::UpgradeSession,
+};
+use http::{HeaderValue, Request, Response, StatusCode, Uri, Version, header};
+use hyper::{body::Incoming, upgrade::OnUpgrade};
+use hyper_util::rt::TokioIo;
+use std::sync::{Arc, atomic::Ordering};
+use throwline_tunnel::splice::{self, Meter};
+
+pub(crate) async fn forward(
+    proxy: &Arc<Proxy>,
+    route: Route,
+    mut request: Request<Incoming>,
+    kind: Upgrade,
+    in_flight: Held,
+) -> Result<Response<Body>, Failure> {
+    let cluster = route.cluster.clone();
+    let client = hyper::upgrade::on(&mut request);
+    remove_hop_by_hop(request.headers_mut());
+    set_upgrade(request.headers_mut(), kind);
+    let host =
+        HeaderValue::from_str(&cluster).map_err(|error| Failure::Internal(error.to_string()))?;
+    request.headers_mut().insert(header::HOST, host);
+    // HTTP/1.1 sends the target as it is given: a path, not the absolute form.
+    *request.uri_mut() = Uri::from(
+        target(route)?
+            .into_parts()
+            .path_and_query
+            .unwrap_or_else(|| http::uri::PathAndQuery::from_static("/")),
+    );
+    *request.version_mut() = Version::HTTP_11;
+
+    let (mut response, session) = send(proxy, &cluster, request).await?;
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        return Ok(refused(proxy, response, session, in_flight));
+    }
+    if Upgrade::of(response.headers()) != Some(kind) {
+        return Err(Failure::Lost {
+            cluster,
+            why: "the answer switches to a protocol that was not asked for".to_owned(),
+        });
+    }
+    proxy.metrics().count("upgraded");
+    let agent = hyper::upgrade::on(&mut response);
+    copy(proxy, cluster, client, agent, session, in_flight);
+
+    let (mut parts, _) = response.into_parts();
+    remove_hop_by_hop(&mut parts.headers);
+    set_upgrade(&mut parts.headers, kind);
+    parts.extensions.clear();
+    Ok(Response::from_parts(parts, body::full("")))
+}
+
+/// Sends on the spare, or, if that surely took nothing, once more on a fresh session.
+async fn send(
+    proxy: &Arc<Proxy>,
+    cluster: &str,
+    mut request: Request<Incoming>,
+) -> Result<(Response<Incoming>, UpgradeSession), Failure> {
+    let mut fresh = false;
+    loop {
+        let mut session = proxy.sessions.upgrade(cluster, fresh).await?;
+        let mut error = match session.sender.try_send_request(request).await {
+            Ok(response) => return Ok((response, session)),
+            Err(error) => error,
+        };
+        match error.take_message() {
+            Some(unsent) if !fresh => {
+                tracing::debug!(cluster, "upgrade retried on a fresh session");
+                request = unsent;
+                fresh = true;
+            }
+            _ => return Err(lost(cluster, &error.into_error())),
+        }
+    }
+}
+
+/// Any other answer is kubectl's to read, whole: its fallback to SPDY hangs on it. The connection
+/// is closed after it, so that nothing pipelined behind the request is taken for another one.
+fn refused(
+    proxy: &Arc<Proxy>,
+    response: Response<Incoming>,
+    session: UpgradeSession,
+    in_flight: Held,
+) -> Response<Body> {
+    proxy.metrics().count("forwarded");
+    let (mut parts, incoming) = response.into_parts();
+    remove_hop_by_hop(&mut parts.headers);
+    let mut response = Response::from_parts(parts, body::passing(incoming, (session, in_flight)));
+    close(&mut response);
+    response
+}
+
+fn copy(
+    proxy: &Arc<Proxy>,
+    cluster: String,
+    client: OnUpgrade,
+    agent: OnUpgrade,
+    session: UpgradeSession,
+    in_flight: Held,
+) {
+    let UpgradeSession { held, .. } = session;
+    let upgraded = Held::one(&proxy.metrics().upgraded);
+    let bytes = proxy.metrics().upgraded_bytes.clone();
+    proxy.sessions.shared().spawn(async move {
+        let _held = (held, upgraded, in_flight);
+        let (client, agent) = match futures::future::try_join(client, agent).await {
+            Ok(both) => both,
+            Err(error) => {
+                tracing::debug!(cluster, %error, "upgrade did not complete");
+                return;
+            }
+        };
+        let meter = Meter::default();
+        let outcome = splice::splice(
+            TokioIo::new(client),
+            TokioIo::new(agent),
+            &splice::Config::default(),
+            &meter,
+        )
+        .await;
+        let sent = meter.a_to_b.load(Ordering::Relaxed);
+        let received = meter.b_to_a.load(Ordering::Relaxed);
+        bytes.inc_by(sent.saturating_add(received));
+        tracing::debug!(
+            cluster,
+            sent,
+            received,
+            ?outcome,
+            "upgraded connection ended"
+        );
+    });
+}
