@@ -1,0 +1,174 @@
+//! One event of `audit.k8s.io/v1`, so that whatever reads a cluster's own audit reads this too.
+
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
+use serde::Serialize;
+use time::OffsetDateTime;
+use time::macros::format_description;
+
+use crate::attributes::ObjectRef;
+
+/// As the API server cuts it, so that one header cannot fill the audit.
+const USER_AGENT_MAX: usize = 1024;
+
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Event {
+    pub kind: &'static str,
+    pub api_version: &'static str,
+    pub level: &'static str,
+    #[serde(rename = "auditID")]
+    pub audit_id: String,
+    pub stage: Stage,
+    #[serde(rename = "requestURI")]
+    pub request_uri: String,
+    pub verb: String,
+    pub user: AuditUser,
+    #[serde(rename = "sourceIPs", skip_serializing_if = "Vec::is_empty")]
+    pub source_ips: Vec<String>,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub user_agent: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub object_ref: Option<ObjectRef>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub response_status: Option<ResponseStatus>,
+    pub request_received_timestamp: String,
+    pub stage_timestamp: String,
+    pub annotations: BTreeMap<&'static str, String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub enum Stage {
+    /// The headers of a long answer have been sent.
+    ResponseStarted,
+    /// The answer has ended, well or not.
+    ResponseComplete,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct AuditUser {
+    pub username: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<String>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub extra: BTreeMap<&'static str, Vec<String>>,
+}
+
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct ResponseStatus {
+    pub metadata: Empty,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub status: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<&'static str>,
+    pub code: u16,
+}
+
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Empty {}
+
+impl Event {
+    /// The event as one line with its end, whatever a client has put into it.
+    ///
+    /// JSON escapes control characters below U+0020; terminals and log shippers also break lines or
+    /// change state at DEL, C1 controls, U+2028 and U+2029, which are escaped here. All of them can
+    /// occur within strings only, so the text stays the same JSON.
+    pub fn to_line(&self) -> Option<String> {
+        let json = serde_json::to_string(self).ok()?;
+        let mut line = String::with_capacity(json.len() + 1);
+        for character in json.chars() {
+            match character {
+                '\u{7f}'..='\u{9f}' | '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
+                    line.push_str(&format!("\\u{:04x}", u32::from(character)));
+                }
+                _ => line.push(character),
+            }
+        }
+        line.push('\n');
+        Some(line)
+    }
+}
+
+/// RFC 3339 with microseconds, as Kubernetes' `MicroTime`.
+pub(super) fn timestamp(at: SystemTime) -> String {
+    const FORM: &[time::format_description::BorrowedFormatItem<'_>] =
+        format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:6]Z");
+    OffsetDateTime::from(at).format(FORM).unwrap_or_default()
+}
+
+/// The header as text, cut where the API server cuts it.
+pub(super) fn user_agent(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    if text.len() <= USER_AGENT_MAX {
+        return text.into_owned();
+    }
+    let mut end = USER_AGENT_MAX;
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    format!("{}...TRUNCATED", &text[..end])
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    pub(in crate::audit) fn event(text: &str) -> Event {
+        Event {
+            kind: "Event",
+            api_version: "audit.k8s.io/v1",
+            level: "Metadata",
+            audit_id: "id".into(),
+            stage: Stage::ResponseComplete,
+            request_uri: text.into(),
+            verb: text.into(),
+            user: AuditUser { username: text.into(), groups: vec![text.into()], extra: BTreeMap::new() },
+            source_ips: vec![text.into()],
+            user_agent: user_agent(text.as_bytes()),
+            object_ref: None,
+            response_status: Some(ResponseStatus { code: 200, message: Some(text.into()), ..Default::default() }),
+            request_received_timestamp: timestamp(SystemTime::UNIX_EPOCH),
+            stage_timestamp: timestamp(SystemTime::UNIX_EPOCH + Duration::from_micros(1_500_000)),
+            annotations: BTreeMap::from([("throwline.dev/cluster", text.to_owned())]),
+        }
+    }
+
+    #[test]
+    fn has_the_field_names_of_kubernetes() {
+        let value: serde_json::Value = serde_json::from_str(&event("x").to_line().unwrap()).unwrap();
+        assert_eq!(value["kind"], "Event");
+        assert_eq!(value["apiVersion"], "audit.k8s.io/v1");
+        assert_eq!(value["auditID"], "id");
+        assert_eq!(value["requestURI"], "x");
+        assert_eq!(value["sourceIPs"][0], "x");
+        assert_eq!(value["stage"], "ResponseComplete");
+        assert_eq!(value["responseStatus"]["code"], 200);
+        assert_eq!(value["requestReceivedTimestamp"], "1970-01-01T00:00:00.000000Z");
+        assert_eq!(value["stageTimestamp"], "1970-01-01T00:00:01.500000Z");
+    }
+
+    #[test]
+    fn a_long_user_agent_is_cut_between_characters() {
+        let cut = user_agent("é".repeat(2000).as_bytes());
+        assert!(cut.len() < 1100 && cut.ends_with("...TRUNCATED"), "{}", cut.len());
+    }
+
+    proptest! {
+        #[test]
+        fn one_event_is_one_line_and_reads_back(text in any::<String>(), nasty in "[\r\n\u{1b}\u{85}\u{7f}\u{2028}\u{2029}\u{202e}]{0,8}") {
+            let text = format!("{text}{nasty}");
+            let line = event(&text).to_line().unwrap();
+            let body = line.strip_suffix('\n').unwrap();
+            prop_assert!(!body.chars().any(|c| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}')));
+            let value: serde_json::Value = serde_json::from_str(body).unwrap();
+            prop_assert_eq!(value["requestURI"].as_str().unwrap(), text.as_str());
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! From a stream that a relay opens to a session that a user may speak on.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use throwline_certs::{PeerIdentity, Want};
+use throwline_tunnel::carrier::IncomingStream;
+use throwline_tunnel::proto::messages::{Open, Refusal, RefusalCode, StreamKind, StreamReply};
+use throwline_tunnel::{line, proto};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_rustls::server::TlsStream;
+
+use crate::agent::Agent;
+use crate::audit::Subject;
+use crate::rules::User;
+use crate::session::{self, Lifetime, Protocol};
+
+/// Why a line did not become a session.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LineEnd {
+    #[error("the relay's stream was lost: {0}")]
+    Stream(#[source] std::io::Error),
+    #[error("the line was not set up: {0}")]
+    Line(#[from] line::LineError),
+    /// The user's certificate, or somebody between who is not the user.
+    #[error("the sealed session was not set up: {0}")]
+    Session(#[source] std::io::Error),
+    #[error("the user's certificate was not accepted: {0}")]
+    Certificate(#[from] throwline_certs::CheckError),
+}
+
+/// Takes one stream of a carrier, to its end.
+pub(crate) async fn take(agent: Arc<Agent>, stream: IncomingStream) {
+    let open = match judge(&agent, &stream) {
+        Ok(open) => open,
+        Err(refusal) => {
+            tracing::info!(message = refusal.message, "a relay's stream was refused");
+            agent.count_line("refused");
+            return stream.refuse(refusal).await;
+        }
+    };
+    let Ok(_room) = agent.room.clone().try_acquire_owned() else {
+        agent.count_line("refused");
+        let refusal = Refusal::new(RefusalCode::Limit, "the agent carries as many sessions as it may; try again");
+        return stream.refuse(refusal).await;
+    };
+    match set_up(&agent, stream).await {
+        Ok((session, peer)) => {
+            agent.count_line("session");
+            run(&agent, session, peer, &open).await;
+        }
+        Err(error) => {
+            agent.count_line("failed");
+            tracing::info!(%error, source = source_of(&open), "a line did not become a session");
+        }
+    }
+}
+
+/// What of a stream's header can be refused before anything is set up.
+fn judge(agent: &Agent, stream: &IncomingStream) -> Result<Open, Refusal> {
+    let Some(StreamKind::Open(open)) = &stream.header.kind else {
+        return Err(Refusal::new(RefusalCode::Unsupported, "an agent takes lines only"));
+    };
+    if !(proto::VERSION_MIN..=proto::VERSION).contains(&open.version) {
+        let (min, max) = (proto::VERSION_MIN, proto::VERSION);
+        let text = format!("this agent speaks line versions {min} to {max}, not {}", open.version);
+        return Err(Refusal::new(RefusalCode::Version, text));
+    }
+    if open.cluster != agent.cluster {
+        let text = format!("this is the agent of {}, not of the cluster asked for", agent.cluster);
+        return Err(Refusal::new(RefusalCode::UnknownCluster, text));
+    }
+    if agent.is_draining() {
+        return Err(Refusal::new(RefusalCode::Draining, "the agent is stopping"));
+    }
+    Ok(open.clone())
+}
+
+type Sealed = TlsStream<line::Line<throwline_tunnel::mux::Stream>>;
+
+async fn set_up(agent: &Agent, stream: IncomingStream) -> Result<(Sealed, PeerIdentity), LineEnd> {
+    let reply = StreamReply { agent_instance: agent.instance.clone(), ..StreamReply::accepted() };
+    let stream = stream.accept(reply).await.map_err(LineEnd::Stream)?;
+    let line = line::accept(stream).await?;
+    let (config, validator) = agent.session_server();
+    let session = throwline_tunnel::session::accept(line, config).await.map_err(LineEnd::Session)?;
+    // The handshake has asked the same validator; here it tells who it was, and once more whether
+    // the certificate is good now.
+    let chain = session.get_ref().1.peer_certificates().unwrap_or_default();
+    let peer = validator.check(chain, Want::SESSION_USER, SystemTime::now())?;
+    Ok((session, peer))
+}
+
+async fn run<IO>(agent: &Arc<Agent>, session: TlsStream<IO>, peer: PeerIdentity, open: &Open)
+where
+    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let protocol = match session.get_ref().1.alpn_protocol() {
+        Some(b"h2") => Protocol::Http2,
+        _ => Protocol::Http1,
+    };
+    let subject = Arc::new(Subject {
+        cluster: agent.cluster.clone(),
+        user: user_of(&peer, agent.credential_extra),
+        source: source_of(open),
+    });
+    let life = Lifetime {
+        not_after: peer.not_after,
+        shutdown: agent.shutdown.clone(),
+        stop: agent.stop.clone(),
+        guard: Arc::new(agent.drain.guard()),
+    };
+    tracing::debug!(user = subject.user.name, source = subject.source, ?protocol, "a session has begun");
+    session::serve(session, protocol, agent.gateway.clone(), subject, life).await;
+}
+
+/// The user is who the certificate says, whatever the relay says.
+fn user_of(peer: &PeerIdentity, with_credential: bool) -> User {
+    // As Kubernetes itself names a client certificate in `authentication.kubernetes.io/credential-id`.
+    let fingerprint = || peer.fingerprint.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    User {
+        name: peer.id.name().to_owned(),
+        groups: peer.groups.clone(),
+        credential: with_credential.then(|| format!("X509SHA256={}", fingerprint())),
+    }
+}
+
+/// The relay's word on where the user is, if it is an address at all; for the audit only.
+fn source_of(open: &Open) -> String {
+    let address = open.client_addr.parse::<SocketAddr>().map(|address| address.ip());
+    address.or_else(|_| open.client_addr.parse::<IpAddr>()).map(|ip| ip.to_string()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_address_becomes_a_source() {
+        let of = |text: &str| source_of(&Open { client_addr: text.into(), ..Open::default() });
+        assert_eq!(of("192.0.2.1:443"), "192.0.2.1");
+        assert_eq!(of("[2001:db8::1]:443"), "2001:db8::1");
+        assert_eq!(of("2001:db8::1"), "2001:db8::1");
+        assert_eq!(of("\u{1b}[31mroot\n"), "");
+    }
+}

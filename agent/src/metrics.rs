@@ -1,0 +1,151 @@
+//! Numbers of the agent; all of them, so that a name is never used twice.
+
+use std::time::Duration;
+
+use http::StatusCode;
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+
+/// Cheap to clone: every field is a handle.
+#[derive(Clone)]
+pub struct Metrics {
+    requests: IntCounterVec,
+    answer_seconds: Histogram,
+    pub(crate) refused: IntCounter,
+    pub(crate) lines: IntCounterVec,
+    pub(crate) sessions: IntGauge,
+    pub(crate) upgrades: IntGauge,
+    pub(crate) carriers: IntGauge,
+    pub(crate) connect_failures: IntCounterVec,
+    pub(crate) upstream_connections: IntGauge,
+    pub(crate) cut_answers: IntCounter,
+    audit_dropped: IntCounter,
+}
+
+impl Metrics {
+    /// Makes all metrics and registers them.
+    ///
+    /// # Errors
+    /// The registry has metrics of these names already.
+    pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let made = Self::make()?;
+        registry.register(Box::new(made.requests.clone()))?;
+        registry.register(Box::new(made.answer_seconds.clone()))?;
+        registry.register(Box::new(made.refused.clone()))?;
+        registry.register(Box::new(made.lines.clone()))?;
+        registry.register(Box::new(made.sessions.clone()))?;
+        registry.register(Box::new(made.upgrades.clone()))?;
+        registry.register(Box::new(made.carriers.clone()))?;
+        registry.register(Box::new(made.connect_failures.clone()))?;
+        registry.register(Box::new(made.upstream_connections.clone()))?;
+        registry.register(Box::new(made.cut_answers.clone()))?;
+        registry.register(Box::new(made.audit_dropped.clone()))?;
+        Ok(made)
+    }
+
+    fn make() -> Result<Self, prometheus::Error> {
+        let counters = |name: &str, help: &str, label: &str| IntCounterVec::new(Opts::new(name, help), &[label]);
+        Ok(Self {
+            requests: counters(
+                "throwline_agent_requests_total",
+                "Requests answered, by the class of the status code.",
+                "code",
+            )?,
+            answer_seconds: Histogram::with_opts(
+                HistogramOpts::new(
+                    "throwline_agent_answer_seconds",
+                    "From a request's head to its answer's head, for requests that the API server answered.",
+                )
+                .buckets(vec![0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0]),
+            )?,
+            refused: IntCounter::new(
+                "throwline_agent_refused_total",
+                "Requests that the agent refused by its own rules.",
+            )?,
+            lines: counters("throwline_agent_lines_total", "Lines offered by relays, by what became of them.", "end")?,
+            sessions: IntGauge::new("throwline_agent_sessions", "Sealed sessions open now.")?,
+            upgrades: IntGauge::new("throwline_agent_upgrades", "Upgraded connections open now.")?,
+            carriers: IntGauge::new("throwline_agent_carriers", "Carriers to relays open now.")?,
+            connect_failures: counters(
+                "throwline_agent_connect_failures_total",
+                "Failed attempts to reach the relay, by kind.",
+                "kind",
+            )?,
+            upstream_connections: IntGauge::new(
+                "throwline_agent_upstream_connections",
+                "Connections to the API server open now.",
+            )?,
+            cut_answers: IntCounter::new(
+                "throwline_agent_cut_answers_total",
+                "Answers that ended before their own end, and were passed on as cut.",
+            )?,
+            audit_dropped: IntCounter::new("throwline_agent_audit_dropped_total", "Audit events that were lost.")?,
+        })
+    }
+
+    pub(crate) fn answered(&self, status: StatusCode) {
+        let class = match status.as_u16() {
+            100..=199 => "1xx",
+            200..=299 => "2xx",
+            300..=399 => "3xx",
+            400..=499 => "4xx",
+            _ => "5xx",
+        };
+        self.requests.with_label_values(&[class]).inc();
+    }
+
+    pub(crate) fn took(&self, elapsed: Duration) {
+        self.answer_seconds.observe(elapsed.as_secs_f64());
+    }
+
+    /// Says so in the log at the 1st, 2nd, 4th, 8th … loss.
+    pub(crate) fn audit_dropped(&self) {
+        self.audit_dropped.inc();
+        let lost = self.audit_dropped.get();
+        if lost.is_power_of_two() {
+            tracing::warn!(lost, "audit events are lost");
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn audit_drops(&self) -> u64 {
+        self.audit_dropped.get()
+    }
+}
+
+#[cfg(test)]
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::make().expect("the names and buckets are constants")
+    }
+}
+
+/// Counts one while it lives.
+pub(crate) struct Held(IntGauge);
+
+impl Held {
+    pub(crate) fn new(gauge: &IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_has_the_prefix_and_registers_once() {
+        let registry = Registry::new();
+        let metrics = Metrics::register(&registry).unwrap();
+        metrics.answered(StatusCode::OK);
+        let families = registry.gather();
+        assert!(families.iter().all(|family| family.name().starts_with("throwline_agent_")));
+        assert!(Metrics::register(&registry).is_err());
+    }
+}

@@ -1,0 +1,218 @@
+//! Who the agent is to its own cluster: a kubeconfig, or the service account of its pod.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use futures::future::{BoxFuture, FutureExt, Ready, ready};
+use http::header::AUTHORIZATION;
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{HeaderValue, Request, Response};
+use http_body_util::Empty;
+use kube::client::ConfigExt;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use rustls::pki_types::ServerName;
+use tower_layer::Layer;
+use tower_service::Service;
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Where the agent finds its cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ClusterAccess {
+    /// The service account of the pod that the agent runs in; its token is read again every minute.
+    InCluster,
+    /// A kubeconfig's current context, with everything that kube understands: client certificates,
+    /// tokens, token files, exec plugins.
+    Kubeconfig(PathBuf),
+}
+
+/// The agent's own access to its cluster cannot be used. The operator's to mend.
+#[derive(Debug, thiserror::Error)]
+pub enum AccessError {
+    #[error("the kubeconfig {} cannot be used: {reason}", path.display())]
+    Kubeconfig { path: PathBuf, reason: String },
+    #[error(
+        "there is no service account here ({0}): outside a cluster, give a kubeconfig with --kubeconfig FILE; in a \
+         pod, let automountServiceAccountToken be true"
+    )]
+    InCluster(String),
+    #[error("the access to the API server has {0}, which the agent does not support")]
+    Unsupported(&'static str),
+    #[error("the API server's address {url} cannot be used: {reason}")]
+    Address { url: String, reason: String },
+    #[error("the agent's credentials for the API server cannot be used: {0}")]
+    Credentials(String),
+}
+
+/// Everything needed to connect and to be known.
+pub(super) struct Credentials {
+    pub(super) scheme: Scheme,
+    pub(super) authority: Authority,
+    /// `authority` as the `Host` header of HTTP/1.1.
+    pub(super) host: HeaderValue,
+    pub(super) address: (String, u16),
+    /// Before every path, for API servers that live below one.
+    prefix: String,
+    pub(super) tls: Option<(rustls::ClientConfig, ServerName<'static>)>,
+    authorization: Option<Authorization>,
+}
+
+type Authorization = Arc<dyn Fn() -> BoxFuture<'static, Result<Option<HeaderValue>, BoxError>> + Send + Sync>;
+
+impl Credentials {
+    pub(super) async fn load(source: &ClusterAccess) -> Result<Self, AccessError> {
+        let config = match source {
+            ClusterAccess::InCluster => {
+                kube::Config::incluster().map_err(|error| AccessError::InCluster(error.to_string()))?
+            }
+            ClusterAccess::Kubeconfig(path) => {
+                let bad = |reason: String| AccessError::Kubeconfig { path: path.clone(), reason };
+                let kubeconfig = Kubeconfig::read_from(path).map_err(|error| bad(error.to_string()))?;
+                kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+                    .await
+                    .map_err(|error| bad(error.to_string()))?
+            }
+        };
+        // An exec plugin is run to its end in there.
+        tokio::task::spawn_blocking(move || Self::of(&config))
+            .await
+            .map_err(|error| AccessError::Credentials(error.to_string()))?
+    }
+
+    fn of(config: &kube::Config) -> Result<Self, AccessError> {
+        let auth = &config.auth_info;
+        if auth.impersonate.is_some() || auth.impersonate_groups.is_some() {
+            return Err(AccessError::Unsupported("impersonation of its own (as, as-groups)"));
+        }
+        if config.proxy_url.is_some() {
+            return Err(AccessError::Unsupported("a proxy-url"));
+        }
+        if config.accept_invalid_certs {
+            tracing::warn!("the kubeconfig says insecure-skip-tls-verify: the API server is not authenticated");
+        }
+        let url = &config.cluster_url;
+        let bad = |reason: &str| AccessError::Address { url: url.to_string(), reason: reason.to_owned() };
+        let authority = url.authority().cloned().ok_or_else(|| bad("it has no host"))?;
+        let scheme = url.scheme().cloned().unwrap_or(Scheme::HTTPS);
+        let bare = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
+        let is_https = match scheme.as_str() {
+            "https" => true,
+            "http" => false,
+            _ => return Err(bad("its scheme is neither https nor http")),
+        };
+        let host = HeaderValue::from_str(authority.as_str()).map_err(|_| bad("its host is not ASCII"))?;
+        let tls = if is_https {
+            // kube builds on the process's default provider, which must be ours; a second call has no effect.
+            let _ = Arc::unwrap_or_clone(throwline_certs::tls::provider()).install_default();
+            let tls = config.rustls_client_config().map_err(|error| AccessError::Credentials(error.to_string()))?;
+            let name = config.tls_server_name.clone().unwrap_or_else(|| bare.clone());
+            let name = ServerName::try_from(name).map_err(|_| bad("its host is not a name for TLS"))?;
+            Some((tls, name))
+        } else {
+            None
+        };
+        Ok(Self {
+            host,
+            address: (bare, authority.port_u16().unwrap_or(if is_https { 443 } else { 80 })),
+            scheme,
+            authority,
+            prefix: url.path().trim_end_matches('/').to_owned(),
+            tls,
+            authorization: authorization(config)?,
+        })
+    }
+
+    /// The `Authorization` of now; tokens from files and plugins are refreshed as they age.
+    pub(super) async fn authorization(&self) -> Result<Option<HeaderValue>, String> {
+        match &self.authorization {
+            Some(current) => current().await.map_err(|error| error.to_string()),
+            None => Ok(None),
+        }
+    }
+
+    pub(super) fn prefixed(&self, target: &PathAndQuery) -> PathAndQuery {
+        if self.prefix.is_empty() {
+            return target.clone();
+        }
+        let joined = format!("{}{}", self.prefix, target.as_str());
+        // Both halves have been parsed before, so that their sum is a path again.
+        PathAndQuery::try_from(joined).unwrap_or_else(|_| target.clone())
+    }
+}
+
+/// kube's own layer, which knows all kinds of tokens and when to refresh them, around a service that
+/// gives back the header it was given.
+fn authorization(config: &kube::Config) -> Result<Option<Authorization>, AccessError> {
+    let layer = config.auth_layer().map_err(|error| AccessError::Credentials(error.to_string()))?;
+    let Some(layer) = layer else { return Ok(None) };
+    let service = layer.layer(Mirror);
+    Ok(Some(Arc::new(move || {
+        let mut service = service.clone();
+        async move {
+            futures::future::poll_fn(|cx| Service::<Request<Empty<Bytes>>>::poll_ready(&mut service, cx)).await?;
+            Ok(service.call(Request::new(Empty::new())).await?.into_body())
+        }
+        .boxed()
+    })))
+}
+
+#[derive(Clone)]
+struct Mirror;
+
+impl Service<Request<Empty<Bytes>>> for Mirror {
+    type Response = Response<Option<HeaderValue>>;
+    type Error = BoxError;
+    type Future = Ready<Result<Self::Response, BoxError>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Empty<Bytes>>) -> Self::Future {
+        ready(Ok(Response::new(request.headers().get(AUTHORIZATION).cloned())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn load(cluster: &str, user: &str) -> Result<Credentials, AccessError> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("kubeconfig");
+        let text = format!(
+            "apiVersion: v1\nkind: Config\ncurrent-context: c\n\
+             contexts: [{{name: c, context: {{cluster: c, user: u}}}}]\n\
+             clusters: [{{name: c, cluster: {{{cluster}}}}}]\nusers: [{{name: u, user: {{{user}}}}}]\n"
+        );
+        std::fs::write(&path, text).unwrap();
+        Credentials::load(&ClusterAccess::Kubeconfig(path)).await
+    }
+
+    #[tokio::test]
+    async fn a_token_becomes_a_sensitive_header() {
+        let credentials = load("server: 'http://127.0.0.1:1/base/'", "token: t0p").await.unwrap();
+        let value = credentials.authorization().await.unwrap().unwrap();
+        assert_eq!(value, "Bearer t0p");
+        assert!(value.is_sensitive());
+        assert_eq!(credentials.prefixed(&PathAndQuery::from_static("/api?x=1")).as_str(), "/base/api?x=1");
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_used_is_said() {
+        for (cluster, user) in [
+            ("server: 'http://127.0.0.1:1'", "as: someone"),
+            ("server: 'http://127.0.0.1:1', proxy-url: 'http://p'", "token: t"),
+            ("server: 'ftp://127.0.0.1:1'", "token: t"),
+            ("server: 'http://127.0.0.1:1'", "tokenFile: /nonexistent/token"),
+            ("insecure-skip-tls-verify: true", "token: t"),
+        ] {
+            let error = load(cluster, user).await.err().map(|error| error.to_string());
+            assert!(error.as_ref().is_some_and(|text| !text.is_empty()), "{cluster} {user}: {error:?}");
+        }
+        let missing = ClusterAccess::Kubeconfig("/nonexistent/config".into());
+        assert!(matches!(Credentials::load(&missing).await, Err(AccessError::Kubeconfig { .. })));
+    }
+}
