@@ -1,0 +1,487 @@
+//! Line frames and the state machine of a line.
+//!
+//! ```text
+//! 0      1      2             4                                               12
+//! | type |  0   | length u16  | value u64                                     | payload …
+//! ```
+//! All numbers are big-endian. `value` is the stream offset of DATA's first byte, the count of
+//! bytes received for ACK, the final offset for FIN, the code for RESET, 0 otherwise.
+//!
+//! Each side numbers its own bytes from 0. An end is said in-band by FIN or RESET, because the
+//! stream below reads a reset as an end of data: only a FIN with the right offset is a clean end.
+
+use bytes::{BufMut, BytesMut};
+
+/// The line protocol this build speaks.
+pub const VERSION: u32 = 1;
+
+/// Length of a frame's header.
+pub const HEADER_LEN: usize = 12;
+
+/// Longest payload of one DATA frame.
+pub const MAX_DATA: usize = u16::MAX as usize;
+
+/// Longest HELLO or HELLO_REPLY payload.
+pub const MAX_HELLO: usize = 512;
+
+/// Longest reason in a RESET.
+pub const MAX_REASON: usize = 255;
+
+/// Bytes that may be on the way, unacknowledged, in one direction: 1 MiB. A reader that stops for
+/// ever holds up at most so much over all hops together. Throughput of one line is at most this
+/// much a round trip from end to end.
+pub const WINDOW: u32 = 1024 * 1024;
+
+/// An acknowledgement goes out at least each so many bytes consumed: 128 KiB.
+pub const ACK_EVERY: u64 = 128 * 1024;
+
+/// Frame types on the wire.
+pub mod kind {
+    pub const HELLO: u8 = 0x01;
+    pub const HELLO_REPLY: u8 = 0x02;
+    pub const DATA: u8 = 0x10;
+    pub const ACK: u8 = 0x11;
+    pub const FIN: u8 = 0x12;
+    pub const RESET: u8 = 0x13;
+    /// Reserved: takes a line up again on a new stream.
+    pub const RESUME: u8 = 0x20;
+    /// Reserved: the answer that it goes on.
+    pub const OK: u8 = 0x21;
+    /// Reserved: the answer that it cannot.
+    pub const GONE: u8 = 0x22;
+}
+
+/// Why a line was reset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ResetCode {
+    /// The sender let go of the line before its end.
+    Abandoned,
+    /// The receiver of this code broke the protocol.
+    Protocol,
+    /// No common line version.
+    Version,
+    /// A frame that is known but not spoken, such as RESUME.
+    Unsupported,
+    /// The sender failed.
+    Internal,
+    /// The sender waited too long.
+    Timeout,
+    Other(u64),
+}
+
+impl ResetCode {
+    pub fn to_u64(self) -> u64 {
+        match self {
+            Self::Abandoned => 1,
+            Self::Protocol => 2,
+            Self::Version => 3,
+            Self::Unsupported => 4,
+            Self::Internal => 5,
+            Self::Timeout => 6,
+            Self::Other(code) => code,
+        }
+    }
+
+    pub fn from_u64(code: u64) -> Self {
+        match code {
+            1 => Self::Abandoned,
+            2 => Self::Protocol,
+            3 => Self::Version,
+            4 => Self::Unsupported,
+            5 => Self::Internal,
+            6 => Self::Timeout,
+            other => Self::Other(other),
+        }
+    }
+}
+
+/// How the peer broke the line protocol.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Violation {
+    #[error("unknown frame type {0:#04x}")]
+    UnknownType(u8),
+    #[error("frame type {0:#04x} is reserved and not spoken here")]
+    Reserved(u8),
+    #[error("frame type {kind:#04x} with a length of {len}")]
+    Length { kind: u8, len: usize },
+    #[error("the reserved byte or value of frame type {0:#04x} is not zero")]
+    NotZero(u8),
+    #[error("frame type {0:#04x} does not belong here")]
+    OutOfPlace(u8),
+    #[error("data at offset {got} where {expected} was due")]
+    Gap { expected: u64, got: u64 },
+    #[error("offset overflows")]
+    Overflow,
+    #[error("data beyond the window")]
+    Window,
+    #[error("a frame after the end of data")]
+    AfterFin,
+    #[error("the end is said to be at {got}, received were {received}")]
+    WrongEnd { received: u64, got: u64 },
+    #[error("acknowledged {got}, sent were {sent}")]
+    AckBeyondSent { sent: u64, got: u64 },
+    #[error("acknowledgement goes back from {acked} to {got}")]
+    AckBackwards { acked: u64, got: u64 },
+    #[error("malformed hello")]
+    Hello,
+}
+
+/// A decoded header. `len` bytes of payload follow where there is one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Header {
+    Hello { len: usize },
+    HelloReply { len: usize },
+    Data { offset: u64, len: usize },
+    Ack { received: u64 },
+    Fin { end: u64 },
+    Reset { code: ResetCode, len: usize },
+}
+
+/// Decodes the header at the front of `buf`; `None` asks for more bytes. Takes nothing off.
+pub fn parse(buf: &[u8]) -> Result<Option<Header>, Violation> {
+    let Some(head) = buf.first_chunk::<HEADER_LEN>() else {
+        return Ok(None);
+    };
+    let [kind, reserved, len0, len1, value @ ..] = *head;
+    let len = usize::from(u16::from_be_bytes([len0, len1]));
+    let value = u64::from_be_bytes(value);
+    let length = |good: bool| match good {
+        true => Ok(()),
+        false => Err(Violation::Length { kind, len }),
+    };
+    let known = matches!(kind, kind::HELLO | kind::HELLO_REPLY | kind::DATA..=kind::RESET);
+    if known && reserved != 0 {
+        return Err(Violation::NotZero(kind));
+    }
+    let header = match kind {
+        kind::HELLO | kind::HELLO_REPLY => {
+            length(len <= MAX_HELLO)?;
+            if value != 0 {
+                return Err(Violation::NotZero(kind));
+            }
+            match kind {
+                kind::HELLO => Header::Hello { len },
+                _ => Header::HelloReply { len },
+            }
+        }
+        kind::DATA => {
+            length(len > 0)?;
+            Header::Data { offset: value, len }
+        }
+        kind::ACK => {
+            length(len == 0)?;
+            Header::Ack { received: value }
+        }
+        kind::FIN => {
+            length(len == 0)?;
+            Header::Fin { end: value }
+        }
+        kind::RESET => {
+            length(len <= MAX_REASON)?;
+            let code = ResetCode::from_u64(value);
+            Header::Reset { code, len }
+        }
+        kind::RESUME | kind::OK | kind::GONE => return Err(Violation::Reserved(kind)),
+        other => return Err(Violation::UnknownType(other)),
+    };
+    Ok(Some(header))
+}
+
+/// Appends a header.
+pub fn put(out: &mut BytesMut, kind: u8, len: u16, value: u64) {
+    out.put_u8(kind);
+    out.put_u8(0);
+    out.put_u16(len);
+    out.put_u64(value);
+}
+
+/// Appends a RESET, its reason cut to what fits.
+pub fn put_reset(out: &mut BytesMut, code: ResetCode, reason: &str) {
+    let mut cut = reason.len().min(MAX_REASON);
+    while !reason.is_char_boundary(cut) {
+        cut -= 1;
+    }
+    // `cut` is at most 255.
+    put(out, kind::RESET, cut as u16, code.to_u64());
+    out.put_slice(&reason.as_bytes()[..cut]);
+}
+
+/// The receiving half: which bytes may come, and what to acknowledge.
+#[derive(Debug)]
+pub struct Receiver {
+    window: u64,
+    /// Announced by DATA headers.
+    received: u64,
+    /// Taken by the reader.
+    consumed: u64,
+    acked: u64,
+    end: Option<u64>,
+}
+
+impl Receiver {
+    pub fn new(window: u32) -> Self {
+        Self {
+            window: u64::from(window),
+            received: 0,
+            consumed: 0,
+            acked: 0,
+            end: None,
+        }
+    }
+
+    pub fn on_data(&mut self, offset: u64, len: usize) -> Result<(), Violation> {
+        if self.end.is_some() {
+            return Err(Violation::AfterFin);
+        }
+        let end = offset.checked_add(len as u64).ok_or(Violation::Overflow)?;
+        if offset != self.received {
+            return Err(Violation::Gap {
+                expected: self.received,
+                got: offset,
+            });
+        }
+        if end - self.acked > self.window {
+            return Err(Violation::Window);
+        }
+        self.received = end;
+        Ok(())
+    }
+
+    pub fn on_fin(&mut self, end: u64) -> Result<(), Violation> {
+        if self.end.is_some() {
+            return Err(Violation::AfterFin);
+        }
+        if end != self.received {
+            return Err(Violation::WrongEnd {
+                received: self.received,
+                got: end,
+            });
+        }
+        self.end = Some(end);
+        Ok(())
+    }
+
+    /// The reader took `n` bytes.
+    pub fn consume(&mut self, n: usize) {
+        self.consumed += n as u64;
+        debug_assert!(self.consumed <= self.received);
+    }
+
+    /// The offset to acknowledge, when enough has been consumed to be worth a frame.
+    pub fn take_ack(&mut self) -> Option<u64> {
+        let every = ACK_EVERY.min(self.window / 2);
+        if self.consumed - self.acked < every.max(1) || self.end.is_some() {
+            return None;
+        }
+        self.acked = self.consumed;
+        Some(self.acked)
+    }
+
+    /// The peer has said its end, and all before it was consumed.
+    pub fn is_finished(&self) -> bool {
+        self.end == Some(self.consumed)
+    }
+
+    /// The peer has said its end.
+    pub fn is_ended(&self) -> bool {
+        self.end.is_some()
+    }
+}
+
+/// The sending half: how much may go out.
+#[derive(Debug)]
+pub struct Sender {
+    window: u64,
+    sent: u64,
+    acked: u64,
+}
+
+impl Sender {
+    pub fn new(window: u32) -> Self {
+        Self {
+            window: u64::from(window),
+            sent: 0,
+            acked: 0,
+        }
+    }
+
+    /// Bytes that may be sent now.
+    pub fn room(&self) -> usize {
+        let room = self.window.saturating_sub(self.sent - self.acked);
+        usize::try_from(room).unwrap_or(usize::MAX)
+    }
+
+    pub fn sent(&self) -> u64 {
+        self.sent
+    }
+
+    /// `n` bytes, at most [`Self::room`], were put into DATA frames.
+    pub fn advance(&mut self, n: usize) {
+        debug_assert!(n <= self.room());
+        self.sent += n as u64;
+    }
+
+    pub fn on_ack(&mut self, received: u64) -> Result<(), Violation> {
+        if received > self.sent {
+            return Err(Violation::AckBeyondSent {
+                sent: self.sent,
+                got: received,
+            });
+        }
+        if received < self.acked {
+            return Err(Violation::AckBackwards {
+                acked: self.acked,
+                got: received,
+            });
+        }
+        self.acked = received;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header(kind: u8, len: u16, value: u64) -> BytesMut {
+        let mut out = BytesMut::new();
+        put(&mut out, kind, len, value);
+        out
+    }
+
+    #[test]
+    fn golden_bytes() {
+        let data = header(kind::DATA, 0x0102, 0x0a0b_0c0d);
+        assert_eq!(data.as_ref(), b"\x10\0\x01\x02\0\0\0\0\x0a\x0b\x0c\x0d");
+        let mut reset = BytesMut::new();
+        put_reset(&mut reset, ResetCode::Protocol, "no");
+        assert_eq!(reset.as_ref(), b"\x13\0\0\x02\0\0\0\0\0\0\0\x02no");
+        let fin = header(kind::FIN, 0, u64::MAX);
+        assert_eq!(parse(&fin), Ok(Some(Header::Fin { end: u64::MAX })));
+    }
+
+    #[test]
+    fn one_byte_at_a_time_with_trailing_bytes() {
+        let mut wire = header(kind::ACK, 0, 77);
+        for len in 0..HEADER_LEN {
+            assert_eq!(parse(&wire[..len]), Ok(None), "{len} bytes");
+        }
+        wire.put_slice(b"behind");
+        assert_eq!(parse(&wire), Ok(Some(Header::Ack { received: 77 })));
+    }
+
+    #[test]
+    fn headers_that_no_honest_peer_sends() {
+        let wrong = |kind, len, value| parse(&header(kind, len, value)).unwrap_err();
+        assert!(matches!(wrong(kind::DATA, 0, 0), Violation::Length { .. }));
+        assert!(matches!(wrong(kind::ACK, 1, 0), Violation::Length { .. }));
+        assert!(matches!(wrong(kind::FIN, 9, 0), Violation::Length { .. }));
+        assert!(matches!(wrong(kind::RESET, 256, 0), Violation::Length { .. }));
+        assert!(matches!(wrong(kind::HELLO, 513, 0), Violation::Length { .. }));
+        assert_eq!(wrong(kind::HELLO, 5, 1), Violation::NotZero(kind::HELLO));
+        assert_eq!(wrong(0x7f, 0, 0), Violation::UnknownType(0x7f));
+        for kind in [kind::RESUME, kind::OK, kind::GONE] {
+            assert_eq!(wrong(kind, 0, 0), Violation::Reserved(kind));
+        }
+        let mut reserved = header(kind::DATA, 1, 0);
+        reserved[1] = 1;
+        assert_eq!(parse(&reserved), Err(Violation::NotZero(kind::DATA)));
+    }
+
+    #[test]
+    fn gaps_overflow_window_and_data_after_the_end_are_violations() {
+        let mut recv = Receiver::new(100);
+        recv.on_data(0, 60).unwrap();
+        let gap = Violation::Gap { expected: 60, got: 61 };
+        assert_eq!(recv.on_data(61, 1), Err(gap));
+        assert!(matches!(recv.on_data(59, 1), Err(Violation::Gap { .. })));
+        assert_eq!(recv.on_data(u64::MAX, 1), Err(Violation::Overflow));
+        assert_eq!(recv.on_data(60, 41), Err(Violation::Window));
+        assert!(matches!(recv.on_fin(59), Err(Violation::WrongEnd { .. })));
+        recv.on_fin(60).unwrap();
+        assert_eq!(recv.on_data(60, 1), Err(Violation::AfterFin));
+        assert_eq!(recv.on_fin(60), Err(Violation::AfterFin));
+        assert!(!recv.is_finished());
+        recv.consume(60);
+        assert!(recv.is_finished());
+    }
+
+    #[test]
+    fn acknowledges_in_steps_and_not_after_the_end() {
+        let mut recv = Receiver::new(WINDOW);
+        recv.on_data(0, MAX_DATA).unwrap();
+        recv.consume(MAX_DATA);
+        assert_eq!(recv.take_ack(), None);
+        recv.on_data(MAX_DATA as u64, MAX_DATA).unwrap();
+        recv.consume(MAX_DATA);
+        recv.on_data(2 * MAX_DATA as u64, 2).unwrap();
+        assert_eq!(recv.take_ack(), None, "two bytes were not consumed yet");
+        recv.consume(2);
+        assert_eq!(recv.take_ack(), Some(ACK_EVERY));
+        assert_eq!(recv.take_ack(), None);
+    }
+
+    #[test]
+    fn acks_move_forward_and_never_beyond_what_was_sent() {
+        let mut send = Sender::new(100);
+        assert_eq!(send.room(), 100);
+        send.advance(100);
+        assert_eq!(send.room(), 0);
+        assert!(matches!(send.on_ack(101), Err(Violation::AckBeyondSent { .. })));
+        send.on_ack(40).unwrap();
+        assert_eq!(send.room(), 40);
+        assert!(matches!(send.on_ack(39), Err(Violation::AckBackwards { .. })));
+        assert!(matches!(send.on_ack(u64::MAX), Err(Violation::AckBeyondSent { .. })));
+    }
+
+    #[test]
+    fn reset_codes_go_there_and_back() {
+        for code in 0..20 {
+            assert_eq!(ResetCode::from_u64(code).to_u64(), code);
+        }
+        let mut out = BytesMut::new();
+        put_reset(&mut out, ResetCode::Internal, &"é".repeat(200));
+        assert_eq!(out.len(), HEADER_LEN + 254);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn hostile_headers_never_panic(bytes in proptest::array::uniform12(0u8..)) {
+            let mut recv = Receiver::new(WINDOW);
+            let mut send = Sender::new(WINDOW);
+            send.advance(1000);
+            match parse(&bytes) {
+                Ok(Some(Header::Data { offset, len })) => drop(recv.on_data(offset, len)),
+                Ok(Some(Header::Ack { received })) => drop(send.on_ack(received)),
+                Ok(Some(Header::Fin { end })) => drop(recv.on_fin(end)),
+                _ => {}
+            }
+        }
+
+        #[test]
+        fn sender_and_receiver_agree(steps in proptest::collection::vec((1usize..70_000, 0usize..200_000), 0..200)) {
+            let (mut send, mut recv) = (Sender::new(WINDOW), Receiver::new(WINDOW));
+            let mut waiting = 0;
+            for (write, read) in steps {
+                let n = write.min(send.room()).min(MAX_DATA);
+                if n > 0 {
+                    let offset = send.sent();
+                    send.advance(n);
+                    proptest::prop_assert_eq!(recv.on_data(offset, n), Ok(()));
+                    waiting += n;
+                }
+                let taken = read.min(waiting);
+                waiting -= taken;
+                recv.consume(taken);
+                if let Some(ack) = recv.take_ack() {
+                    proptest::prop_assert_eq!(send.on_ack(ack), Ok(()));
+                }
+                proptest::prop_assert!(waiting <= WINDOW as usize);
+                // Whatever was read, a writer is never left without room for ever.
+                proptest::prop_assert!(send.room() > 0 || waiting > 0);
+            }
+        }
+    }
+}
