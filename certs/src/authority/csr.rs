@@ -1,0 +1,97 @@
+//! Certificate signing requests. Two things are taken from one: the public key, and the proof
+//! that whoever asks has its private half. What it asks for beyond that is not even looked at.
+
+use crate::validator::p256_point;
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
+use rustls_pki_types::{CertificateSigningRequestDer, pem::PemObject};
+use x509_parser::prelude::{FromDer, X509CertificationRequest};
+
+/// A request with a P-256 key and nothing else has about 200 bytes.
+const MAX_CSR: usize = 4 * 1024;
+const ECDSA_WITH_SHA256: &str = "1.2.840.10045.4.3.2";
+
+/// A public key on P-256 whose private half the requester holds.
+#[derive(Debug)]
+pub(super) struct ProvenKey {
+    /// SubjectPublicKeyInfo in DER.
+    pub(super) spki: Vec<u8>,
+    /// The uncompressed point.
+    pub(super) point: Vec<u8>,
+}
+
+pub(super) fn from_pem(pem: &str) -> Result<ProvenKey, String> {
+    if pem.len() > MAX_CSR {
+        return Err("the certificate request is too large".to_owned());
+    }
+    let der = CertificateSigningRequestDer::from_pem_slice(pem.as_bytes())
+        .map_err(|_| "the certificate request is not PEM".to_owned())?;
+    from_der(&der)
+}
+
+pub(super) fn from_der(der: &[u8]) -> Result<ProvenKey, String> {
+    if der.len() > MAX_CSR {
+        return Err("the certificate request is too large".to_owned());
+    }
+    let (rest, request) = X509CertificationRequest::from_der(der)
+        .map_err(|_| "the certificate request cannot be parsed".to_owned())?;
+    if !rest.is_empty() {
+        return Err("there is something behind the certificate request".to_owned());
+    }
+    let info = &request.certification_request_info;
+    let point = p256_point(&info.subject_pki)
+        .ok_or_else(|| "the key of the certificate request is not on P-256".to_owned())?;
+    if request.signature_algorithm.algorithm.to_id_string() != ECDSA_WITH_SHA256 {
+        return Err("the certificate request is not signed with ECDSA and SHA-256".to_owned());
+    }
+    UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, &point)
+        .verify(info.raw, &request.signature_value.data)
+        .map_err(|_| "the certificate request is not signed by its key".to_owned())?;
+    Ok(ProvenKey {
+        spki: info.subject_pki.raw.to_vec(),
+        point,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::PendingIdentity;
+    use proptest::prelude::*;
+
+    #[test]
+    fn takes_a_good_request_and_refuses_changed_ones() {
+        let pending = PendingIdentity::generate().unwrap();
+        let key = from_pem(&pending.csr_pem()).unwrap();
+        assert_eq!(key.point.len(), 65);
+        let good = pending.csr_der();
+        for at in 0..good.len() {
+            let mut bad = good.to_vec();
+            bad[at] ^= 1;
+            assert!(from_der(&bad).is_err(), "byte {at}");
+        }
+        assert!(from_der(&[good, b"\0"].concat()).is_err());
+        assert!(from_der(&good[..good.len() - 1]).is_err());
+    }
+
+    #[test]
+    fn refuses_other_curves() {
+        let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap();
+        let csr = rcgen::CertificateParams::default()
+            .serialize_request(&key)
+            .unwrap();
+        assert!(from_der(csr.der()).unwrap_err().contains("P-256"));
+        let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
+        let csr = rcgen::CertificateParams::default()
+            .serialize_request(&key)
+            .unwrap();
+        assert!(from_der(csr.der()).unwrap_err().contains("P-256"));
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_panics(bytes in any::<Vec<u8>>(), text in any::<String>()) {
+            prop_assert!(from_der(&bytes).is_err());
+            prop_assert!(from_pem(&text).is_err());
+        }
+    }
+}

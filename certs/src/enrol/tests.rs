@@ -1,0 +1,219 @@
+use super::*;
+use crate::{
+    Secret,
+    authority::{Authority, Issued, Subject},
+    tls::{self, RelayCertificate},
+};
+use http_body_util::{BodyExt, Full};
+use hyper::{Request, Response, body::Incoming, service::service_fn};
+use hyper_util::rt::TokioIo;
+use std::sync::Arc;
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// A relay that knows enrolment only.
+struct Relay {
+    url: Url,
+    authority: Authority,
+    _dir: tempfile::TempDir,
+}
+
+/// What the relay answers.
+#[derive(Clone)]
+enum Behaviour {
+    Honest,
+    Fixed(u16, &'static str),
+    /// Issues, but shows another CA.
+    OtherCa(Arc<Authority>),
+}
+
+async fn relay(scheme: &str, behaviour: Behaviour) -> Relay {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let url = Url::parse(&format!("{scheme}://127.0.0.1:{port}/below/")).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let authority = Authority::open_or_create(dir.path(), &url).await.unwrap();
+    let certificate = RelayCertificate::Own {
+        authority: &authority,
+        public_url: &url,
+    };
+    let tls = TlsAcceptor::from(tls::relay_server(certificate).unwrap());
+    let tls = (scheme == "https").then_some(tls);
+    tokio::spawn(serve(listener, tls, authority.clone(), behaviour));
+    Relay {
+        url,
+        authority,
+        _dir: dir,
+    }
+}
+
+async fn serve(listener: TcpListener, tls: Option<TlsAcceptor>, authority: Authority, behaviour: Behaviour) {
+    loop {
+        let (tcp, _) = listener.accept().await.unwrap();
+        let (tls, authority, behaviour) = (tls.clone(), authority.clone(), behaviour.clone());
+        tokio::spawn(async move {
+            let service = service_fn(move |request| answer(request, authority.clone(), behaviour.clone()));
+            let http = hyper::server::conn::http1::Builder::new();
+            match tls {
+                Some(tls) => {
+                    if let Ok(io) = tls.accept(tcp).await {
+                        let _ = http.serve_connection(TokioIo::new(io), service).await;
+                    }
+                }
+                None => {
+                    let _ = http.serve_connection(TokioIo::new(tcp), service).await;
+                }
+            }
+        });
+    }
+}
+
+async fn answer(
+    request: Request<Incoming>,
+    authority: Authority,
+    behaviour: Behaviour,
+) -> Result<Response<Full<bytes::Bytes>>, hyper::Error> {
+    assert_eq!(request.uri().path(), "/below/v1/enroll");
+    let body = request.into_body().collect().await?.to_bytes();
+    let request: EnrolRequest = serde_json::from_slice(&body).unwrap();
+    let secret: Secret = request.secret.parse().unwrap();
+    let (status, body) = match behaviour {
+        Behaviour::Fixed(status, body) => (status, body.to_owned()),
+        Behaviour::Honest => match authority.redeem(&secret, &request.csr).await {
+            Ok(issued) => (200, json(&issued)),
+            Err(error) => {
+                let body = ErrorBody {
+                    code: code::REDEEMED.to_owned(),
+                    message: error.to_string(),
+                };
+                (403, serde_json::to_string(&body).unwrap())
+            }
+        },
+        Behaviour::OtherCa(other) => {
+            let mut issued = authority.redeem(&secret, &request.csr).await.unwrap();
+            issued.ca = other.roots().certificates().to_vec();
+            (200, json(&issued))
+        }
+    };
+    let response = Response::builder().status(status).header("retry-after", "7");
+    Ok(response.body(Full::new(body.into())).unwrap())
+}
+
+fn json(issued: &Issued) -> String {
+    serde_json::to_string(&issued.to_answer()).unwrap()
+}
+
+async fn token(relay: &Relay) -> EnrolmentToken {
+    let subject = Subject::Cluster("prod".to_owned());
+    relay.authority.create_token(&subject, HOUR, &relay.url).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_token_becomes_an_identity_once() {
+    for scheme in ["https", "http"] {
+        let relay = relay(scheme, Behaviour::Honest).await;
+        let token = token(&relay).await;
+        let enrolled = redeem(&token, None).await.unwrap();
+        assert_eq!(enrolled.identity.id().name(), "prod");
+        assert_eq!(&enrolled.roots, relay.authority.roots());
+        let error = redeem(&token, None).await.unwrap_err();
+        assert!(matches!(&error, EnrolError::AlreadyRedeemed(text) if text.contains("used already")), "{error}");
+
+        let dir = tempfile::tempdir().unwrap();
+        let state = dir.path().join("state");
+        assert!(Identity::load(&state).unwrap().is_none());
+        enrolled.identity.save(&state).unwrap();
+        enrolled.roots.save(&state).unwrap();
+        let loaded = Identity::load(&state).unwrap().unwrap();
+        assert_eq!(loaded.as_peer(), enrolled.identity.as_peer());
+        assert_eq!(Roots::load(&state).unwrap().as_ref(), Some(&enrolled.roots));
+    }
+}
+
+#[tokio::test]
+async fn another_authority_is_recognised() {
+    let other = relay("https", Behaviour::Honest).await;
+    // In the handshake, where the secret has not been sent yet.
+    let mut stale = token(&other).await;
+    let honest = relay("https", Behaviour::Honest).await;
+    stale.relay = honest.url.clone();
+    let error = redeem(&stale, None).await.unwrap_err();
+    assert!(matches!(error, EnrolError::WrongPin { .. }), "{error}");
+    // In the answer.
+    for scheme in ["https", "http"] {
+        let liar = relay(scheme, Behaviour::OtherCa(Arc::new(other.authority.clone()))).await;
+        let error = redeem(&token(&liar).await, None).await.unwrap_err();
+        assert!(matches!(error, EnrolError::WrongPin { .. }), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_private_ca_of_a_balancer_is_trusted_when_given() {
+    // The balancer's CA is any CA; here it is another authority's, without the pin.
+    let balancer = relay("https", Behaviour::Honest).await;
+    let behind = relay("https", Behaviour::Honest).await;
+    let mut through = token(&behind).await;
+    through.relay = balancer.url.clone();
+    let ca = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(ca.path(), balancer.authority.roots().to_pem()).unwrap();
+    let error = redeem(&through, Some(ca.path())).await.unwrap_err();
+    // TLS was accepted, and the authority behind it does not know the token.
+    assert!(matches!(error, EnrolError::AlreadyRedeemed(_)), "{error}");
+
+    let error = redeem(&through, Some(Path::new("/no/such/ca"))).await.unwrap_err();
+    assert!(error.to_string().contains("/no/such/ca"), "{error}");
+    std::fs::write(ca.path(), "nonsense").unwrap();
+    let error = redeem(&through, Some(ca.path())).await.unwrap_err();
+    assert!(error.to_string().contains("PEM"), "{error}");
+}
+
+#[tokio::test]
+async fn each_refusal_has_its_type() {
+    let redeem_at = async |status, body| {
+        let relay = relay("http", Behaviour::Fixed(status, body)).await;
+        redeem(&token(&relay).await, None).await.unwrap_err()
+    };
+    let error = redeem_at(403, r#"{"code":"token-unknown","message":"m"}"#).await;
+    assert!(matches!(error, EnrolError::Unknown));
+    let error = redeem_at(403, r#"{"code":"token-expired","message":"at\u001b[31m noon"}"#).await;
+    assert!(matches!(error, EnrolError::Expired(text) if text == "at[31m noon"));
+    let error = redeem_at(503, "").await;
+    assert!(matches!(error, EnrolError::Busy { retry_after } if retry_after.as_secs() == 7));
+    let error = redeem_at(404, "<html>").await;
+    assert!(matches!(error, EnrolError::NotARelay { status: 404, .. }));
+    let error = redeem_at(400, r#"{"code":"bad-request","message":"m"}"#).await;
+    assert!(matches!(error, EnrolError::Refused { status: 400, .. }));
+    for body in ["", "[]", r#"{"chain":"","ca":1}"#] {
+        assert!(matches!(redeem_at(200, body).await, EnrolError::BadAnswer(_)));
+    }
+    assert!(matches!(redeem_at(200, r#"{"chain":"","ca":""}"#).await, EnrolError::WrongPin { .. }));
+}
+
+#[tokio::test]
+async fn a_relay_that_is_not_there() {
+    let relay = relay("https", Behaviour::Honest).await;
+    let mut token = token(&relay).await;
+    let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    token.relay = Url::parse(&format!("https://{gone}")).unwrap();
+    assert!(matches!(redeem(&token, None).await, Err(EnrolError::Unreachable { .. })));
+    token.relay = Url::parse("http://relay.example.com").unwrap();
+    assert!(matches!(redeem(&token, None).await, Err(EnrolError::Insecure { .. })));
+    token.relay = Url::parse("https://does-not-exist.invalid").unwrap();
+    assert!(matches!(redeem(&token, None).await, Err(EnrolError::Resolve { .. })));
+}
+
+/// Something that takes connections and says nothing is given up after the deadline.
+#[tokio::test]
+async fn silence_is_given_up() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let relay = relay("https", Behaviour::Honest).await;
+    let mut token = token(&relay).await;
+    token.relay = Url::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
+    let redeeming = tokio::spawn(async move { redeem(&token, None).await });
+    let (_silent, _) = listener.accept().await.unwrap();
+    tokio::time::pause();
+    let result = redeeming.await.unwrap();
+    assert!(matches!(result, Err(EnrolError::Timeout { .. })), "{result:?}");
+}
