@@ -221,15 +221,6 @@ fn check_label(kind: Kind, name: &str) -> Result<(), NameError> {
     )))
 }
 
-/// `join` of iterators, which the standard library has only for slices.
-trait Join: Iterator<Item = String> + Sized {
-    fn join(self, separator: &str) -> String {
-        self.collect::<Vec<_>>().join(separator)
-    }
-}
-
-impl<I: Iterator<Item = String>> Join for I {}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -32,7 +32,9 @@ impl Set {
             SystemTime::UNIX_EPOCH + Duration::from_secs(seconds.load(Ordering::SeqCst))
         });
         let state = self.dir.path().join("state");
-        Authority::open_at(&state, Some(&url()), clock).await.unwrap()
+        Authority::open_at(&state, Some(&url()), clock)
+            .await
+            .unwrap()
     }
 }
 
@@ -54,13 +56,18 @@ fn cluster(name: &str) -> Subject {
 async fn enrol(authority: &Authority, subject: &Subject) -> Identity {
     let token = authority.create_token(subject, HOUR, &url()).await.unwrap();
     let pending = PendingIdentity::generate().unwrap();
-    let issued = authority.redeem(&token.secret, &pending.csr_pem()).await.unwrap();
+    let issued = authority
+        .redeem(&token.secret, &pending.csr_pem())
+        .await
+        .unwrap();
     pending.complete(issued.chain).unwrap()
 }
 
 async fn renew(authority: &Authority, identity: &Identity) -> Result<Identity, RenewError> {
     let pending = PendingIdentity::generate().unwrap();
-    let issued = authority.renew(identity.as_peer(), pending.csr_der()).await?;
+    let issued = authority
+        .renew(identity.as_peer(), pending.csr_der())
+        .await?;
     Ok(pending.complete(issued.chain).unwrap())
 }
 
@@ -68,7 +75,10 @@ async fn renew(authority: &Authority, identity: &Identity) -> Result<Identity, R
 async fn is_made_once_and_found_again() {
     let set = Set::new();
     let missing = Authority::open(&set.dir.path().join("state")).await;
-    assert!(matches!(missing, Err(Error::NoAuthority { .. })), "{missing:?}");
+    assert!(
+        matches!(missing, Err(Error::NoAuthority { .. })),
+        "{missing:?}"
+    );
     let first = set.open().await;
     let second = set.open().await;
     assert!(first.was_created() && !second.was_created());
@@ -78,7 +88,9 @@ async fn is_made_once_and_found_again() {
     second.set_relay_url(&moved).await.unwrap();
     assert_eq!(first.relay_url().await.unwrap(), moved);
     // Moving the relay does not move anybody's identity.
-    let third = Authority::open_or_create(&set.dir.path().join("state"), &moved).await.unwrap();
+    let third = Authority::open_or_create(&set.dir.path().join("state"), &moved)
+        .await
+        .unwrap();
     assert_eq!(third.trust_domain().as_str(), "relay.example.com");
 }
 
@@ -90,8 +102,18 @@ async fn is_made_once_by_many_at_once() {
         async move { Authority::open_or_create(&state, &url()).await.unwrap() }
     }))
     .await;
-    assert_eq!(opened.iter().filter(|authority| authority.was_created()).count(), 1);
-    assert!(opened.iter().all(|authority| authority.roots() == opened[0].roots()));
+    assert_eq!(
+        opened
+            .iter()
+            .filter(|authority| authority.was_created())
+            .count(),
+        1
+    );
+    assert!(
+        opened
+            .iter()
+            .all(|authority| authority.roots() == opened[0].roots())
+    );
 }
 
 #[cfg(unix)]
@@ -100,7 +122,10 @@ async fn keeps_everything_to_itself() {
     use std::os::unix::fs::PermissionsExt;
     let set = Set::new();
     let authority = set.open().await;
-    let token = authority.create_token(&cluster("a"), HOUR, &url()).await.unwrap();
+    let token = authority
+        .create_token(&cluster("a"), HOUR, &url())
+        .await
+        .unwrap();
     let state = set.dir.path().join("state");
     let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(&state), 0o700);
@@ -141,7 +166,11 @@ async fn a_damaged_database_is_named() {
     for file in ["authority.db-wal", "authority.db-shm"] {
         let _ = std::fs::remove_file(state.join(file));
     }
-    std::fs::write(state.join("authority.db"), "this is not a database at all".repeat(99)).unwrap();
+    std::fs::write(
+        state.join("authority.db"),
+        "this is not a database at all".repeat(99),
+    )
+    .unwrap();
     let error = Authority::open(&state).await.unwrap_err().to_string();
     assert!(error.contains("authority.db"), "{error}");
 }
@@ -150,26 +179,50 @@ async fn a_damaged_database_is_named() {
 async fn issues_what_validators_accept() {
     let set = Set::new();
     let authority = set.open().await;
-    let alice = enrol(&authority, &user("alice@example.com", &["dev", "oidc:ops team"])).await;
+    let alice = enrol(
+        &authority,
+        &user("alice@example.com", &["dev", "oidc:ops team"]),
+    )
+    .await;
     let prod = enrol(&authority, &cluster("prod-eu")).await;
     let check = |identity: &Identity, want| {
-        authority.validator().check(identity.chain(), want, set.now())
+        authority
+            .validator()
+            .check(identity.chain(), want, set.now())
     };
     let peer = check(&alice, Want::SESSION_USER).unwrap();
-    assert_eq!(peer.id.to_string(), "spiffe://relay.example.com/user/alice@example.com");
+    assert_eq!(
+        peer.id.to_string(),
+        "spiffe://relay.example.com/user/alice@example.com"
+    );
     assert_eq!(peer.groups, ["dev", "oidc:ops team"]);
     assert_eq!(&peer, alice.as_peer());
     assert!(verify_signature(&peer, b"m", &alice.sign(b"m").unwrap()));
     assert!(!verify_signature(&peer, b"n", &alice.sign(b"m").unwrap()));
     assert!(!verify_signature(&peer, b"m", b""));
     let peer = check(&prod, Want::SESSION_CLUSTER).unwrap();
-    assert_eq!(peer.id.to_string(), "spiffe://relay.example.com/cluster/prod-eu");
+    assert_eq!(
+        peer.id.to_string(),
+        "spiffe://relay.example.com/cluster/prod-eu"
+    );
     check(&prod, Want::CARRIER).unwrap();
 
-    assert_eq!(check(&prod, Want::SESSION_USER), Err(CheckError::WrongKind(Kind::Cluster)));
-    assert_eq!(check(&alice, Want::SESSION_CLUSTER), Err(CheckError::WrongKind(Kind::User)));
-    let as_server = Want { kinds: &[Kind::User], usage: Usage::Server };
-    assert!(matches!(check(&alice, as_server), Err(CheckError::BadUsage(_))));
+    assert_eq!(
+        check(&prod, Want::SESSION_USER),
+        Err(CheckError::WrongKind(Kind::Cluster))
+    );
+    assert_eq!(
+        check(&alice, Want::SESSION_CLUSTER),
+        Err(CheckError::WrongKind(Kind::User))
+    );
+    let as_server = Want {
+        kinds: &[Kind::User],
+        usage: Usage::Server,
+    };
+    assert!(matches!(
+        check(&alice, as_server),
+        Err(CheckError::BadUsage(_))
+    ));
 }
 
 #[tokio::test]
@@ -177,11 +230,18 @@ async fn the_largest_user_fits_into_an_assertion() {
     let set = Set::new();
     let authority = set.open().await;
     let groups: Vec<String> = (0..64).map(|n| format!("group-{n:010}")).collect();
-    let subject = Subject::User { name: "u".repeat(128), groups };
+    let subject = Subject::User {
+        name: "u".repeat(128),
+        groups,
+    };
     let identity = enrol(&authority, &subject).await;
-    let token = crate::jws::sign(&identity, &serde_json::json!({ "aud": "x".repeat(200) })).unwrap();
+    let token =
+        crate::jws::sign(&identity, &serde_json::json!({ "aud": "x".repeat(200) })).unwrap();
     let (peer, _) = crate::jws::verify::<serde_json::Value>(
-        &token, authority.validator(), Want::CARRIER, set.now(),
+        &token,
+        authority.validator(),
+        Want::CARRIER,
+        set.now(),
     )
     .unwrap();
     assert_eq!(peer.groups.len(), 64);
@@ -197,11 +257,22 @@ async fn extensions_of_a_request_are_ignored() {
     params.subject_alt_names.push(rcgen::SanType::URI(root));
     params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
     params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth];
-    params.distinguished_name.push(rcgen::DnType::OrganizationName, "system:masters");
+    params
+        .distinguished_name
+        .push(rcgen::DnType::OrganizationName, "system:masters");
     let csr = params.serialize_request(&key).unwrap();
-    let token = authority.create_token(&user("bob", &[]), HOUR, &url()).await.unwrap();
-    let issued = authority.redeem(&token.secret, &csr.pem().unwrap()).await.unwrap();
-    let peer = authority.validator().check(&issued.chain, Want::SESSION_USER, set.now()).unwrap();
+    let token = authority
+        .create_token(&user("bob", &[]), HOUR, &url())
+        .await
+        .unwrap();
+    let issued = authority
+        .redeem(&token.secret, &csr.pem().unwrap())
+        .await
+        .unwrap();
+    let peer = authority
+        .validator()
+        .check(&issued.chain, Want::SESSION_USER, set.now())
+        .unwrap();
     assert_eq!((peer.id.name(), peer.groups.len()), ("bob", 0));
 }
 
@@ -213,7 +284,10 @@ async fn a_token_tells_its_fate_to_its_holder_only() {
     let unknown = authority.redeem(&Secret::generate(), &csr()).await;
     assert!(matches!(unknown, Err(RedeemError::Unknown)));
 
-    let token = authority.create_token(&cluster("a"), HOUR, &url()).await.unwrap();
+    let token = authority
+        .create_token(&cluster("a"), HOUR, &url())
+        .await
+        .unwrap();
     assert_eq!(token.pin, authority.roots().pins()[0]);
     let bad = authority.redeem(&token.secret, "nonsense").await;
     assert!(matches!(bad, Err(RedeemError::BadCsr(_))));
@@ -222,7 +296,10 @@ async fn a_token_tells_its_fate_to_its_holder_only() {
     let again = authority.redeem(&token.secret, &csr()).await;
     assert!(matches!(again, Err(RedeemError::AlreadyRedeemed { at }) if at == set.now()));
 
-    let token = authority.create_token(&cluster("a"), HOUR, &url()).await.unwrap();
+    let token = authority
+        .create_token(&cluster("a"), HOUR, &url())
+        .await
+        .unwrap();
     set.wait(HOUR);
     let late = authority.redeem(&token.secret, &csr()).await;
     assert!(matches!(late, Err(RedeemError::Expired { at }) if at == set.now()));
@@ -232,11 +309,28 @@ async fn a_token_tells_its_fate_to_its_holder_only() {
 async fn bad_subjects_and_lives_are_refused() {
     let set = Set::new();
     let authority = set.open().await;
-    for subject in [cluster("A"), cluster(""), user("a b", &[]), user("a", &["x,y"]), user("a", &["system:masters"])] {
-        assert!(authority.create_token(&subject, HOUR, &url()).await.is_err(), "{subject:?}");
+    for subject in [
+        cluster("A"),
+        cluster(""),
+        user("a b", &[]),
+        user("a", &["x,y"]),
+        user("a", &["system:masters"]),
+    ] {
+        assert!(
+            authority
+                .create_token(&subject, HOUR, &url())
+                .await
+                .is_err(),
+            "{subject:?}"
+        );
     }
     for ttl in [Duration::ZERO, Duration::MAX] {
-        assert!(authority.create_token(&cluster("a"), ttl, &url()).await.is_err());
+        assert!(
+            authority
+                .create_token(&cluster("a"), ttl, &url())
+                .await
+                .is_err()
+        );
     }
     assert!(authority.clusters().await.unwrap().is_empty());
 }
@@ -275,19 +369,33 @@ async fn renewal_keeps_the_subject_and_changes_the_key() {
 
     // The old key in a new request is no renewal.
     let pending = PendingIdentity::generate().unwrap();
-    let issued = authority.renew(new.as_peer(), pending.csr_der()).await.unwrap();
+    let issued = authority
+        .renew(new.as_peer(), pending.csr_der())
+        .await
+        .unwrap();
     let csr = pending.csr_der().to_vec();
     let newest = pending.complete(issued.chain).unwrap();
     let same = authority.renew(newest.as_peer(), &csr).await;
     assert!(matches!(same, Err(RenewError::BadCsr(_))));
 
     set.wait(5 * HOUR);
-    assert!(matches!(renew(&authority, &old).await, Err(RenewError::Expired { .. })));
-    authority.validator().revoke([new.serial().to_owned()].into());
-    assert!(matches!(renew(&authority, &new).await, Err(RenewError::Revoked)));
+    assert!(matches!(
+        renew(&authority, &old).await,
+        Err(RenewError::Expired { .. })
+    ));
+    authority
+        .validator()
+        .revoke([new.serial().to_owned()].into());
+    assert!(matches!(
+        renew(&authority, &new).await,
+        Err(RenewError::Revoked)
+    ));
     let stranger = Set::new();
     let elsewhere = stranger.open().await;
-    assert!(matches!(renew(&elsewhere, &newest).await, Err(RenewError::Unknown)));
+    assert!(matches!(
+        renew(&elsewhere, &newest).await,
+        Err(RenewError::Unknown)
+    ));
 }
 
 #[tokio::test]
@@ -307,9 +415,17 @@ async fn users_renew_for_thirty_days_and_clusters_for_ever() {
     assert_eq!(alice.not_after(), enrolled + 30 * DAY);
     assert!(prod.not_after() > set.now());
     // On the last day there is nothing left to renew.
-    let last = authority.renew(alice.as_peer(), PendingIdentity::generate().unwrap().csr_der()).await;
+    let last = authority
+        .renew(
+            alice.as_peer(),
+            PendingIdentity::generate().unwrap().csr_der(),
+        )
+        .await;
     let ended = |error: &RenewError| {
-        matches!(error, RenewError::EnrolmentTooOld { .. } | RenewError::Expired { .. })
+        matches!(
+            error,
+            RenewError::EnrolmentTooOld { .. } | RenewError::Expired { .. }
+        )
     };
     assert!(last.as_ref().is_err_and(ended), "{last:?}");
 }
@@ -319,7 +435,10 @@ async fn clusters_are_remembered() {
     let set = Set::new();
     let authority = set.open().await;
     let made = set.now();
-    authority.create_token(&cluster("b"), HOUR, &url()).await.unwrap();
+    authority
+        .create_token(&cluster("b"), HOUR, &url())
+        .await
+        .unwrap();
     set.wait(HOUR);
     enrol(&authority, &cluster("a")).await;
     let enrolled = set.now();
@@ -332,12 +451,21 @@ async fn clusters_are_remembered() {
     // Nobody made a token for this one, so it is not made up here either.
     authority.record_connected("ghost", "").await.unwrap();
     let clusters = authority.clusters().await.unwrap();
-    let names: Vec<_> = clusters.iter().map(|cluster| cluster.name.as_str()).collect();
+    let names: Vec<_> = clusters
+        .iter()
+        .map(|cluster| cluster.name.as_str())
+        .collect();
     assert_eq!(names, ["a", "b"]);
-    assert_eq!((clusters[1].created_at, clusters[1].enrolled_at), (made, None));
+    assert_eq!(
+        (clusters[1].created_at, clusters[1].enrolled_at),
+        (made, None)
+    );
     let a = authority.cluster("a").await.unwrap().unwrap();
     assert_eq!(a, clusters[0]);
-    assert_eq!((a.enrolled_at, a.last_connected_at), (Some(enrolled), Some(connected)));
+    assert_eq!(
+        (a.enrolled_at, a.last_connected_at),
+        (Some(enrolled), Some(connected))
+    );
     assert_eq!(a.last_seen_at, Some(set.now()));
     assert_eq!(a.kubernetes_version.as_deref(), Some("v1.36.0"));
     assert_eq!(a.agent_version.as_deref(), Some("0.1.0"));
@@ -350,9 +478,18 @@ async fn clocks_that_differ() {
     let set = Set::new();
     let authority = set.open().await;
     let alice = enrol(&authority, &user("alice", &[])).await;
-    let check = |now| authority.validator().check(alice.chain(), Want::SESSION_USER, now);
+    let check = |now| {
+        authority
+            .validator()
+            .check(alice.chain(), Want::SESSION_USER, now)
+    };
     let minute = Duration::from_secs(60);
-    for now in [set.now() - minute, set.now(), set.now() + minute, set.now() + 10 * minute] {
+    for now in [
+        set.now() - minute,
+        set.now(),
+        set.now() + minute,
+        set.now() + 10 * minute,
+    ] {
         check(now).unwrap();
     }
     let early = check(set.now() - 10 * minute).unwrap_err();

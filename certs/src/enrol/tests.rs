@@ -49,12 +49,18 @@ async fn relay(scheme: &str, behaviour: Behaviour) -> Relay {
     }
 }
 
-async fn serve(listener: TcpListener, tls: Option<TlsAcceptor>, authority: Authority, behaviour: Behaviour) {
+async fn serve(
+    listener: TcpListener,
+    tls: Option<TlsAcceptor>,
+    authority: Authority,
+    behaviour: Behaviour,
+) {
     loop {
         let (tcp, _) = listener.accept().await.unwrap();
         let (tls, authority, behaviour) = (tls.clone(), authority.clone(), behaviour.clone());
         tokio::spawn(async move {
-            let service = service_fn(move |request| answer(request, authority.clone(), behaviour.clone()));
+            let service =
+                service_fn(move |request| answer(request, authority.clone(), behaviour.clone()));
             let http = hyper::server::conn::http1::Builder::new();
             match tls {
                 Some(tls) => {
@@ -97,7 +103,9 @@ async fn answer(
             (200, json(&issued))
         }
     };
-    let response = Response::builder().status(status).header("retry-after", "7");
+    let response = Response::builder()
+        .status(status)
+        .header("retry-after", "7");
     Ok(response.body(Full::new(body.into())).unwrap())
 }
 
@@ -107,7 +115,11 @@ fn json(issued: &Issued) -> String {
 
 async fn token(relay: &Relay) -> EnrolmentToken {
     let subject = Subject::Cluster("prod".to_owned());
-    relay.authority.create_token(&subject, HOUR, &relay.url).await.unwrap()
+    relay
+        .authority
+        .create_token(&subject, HOUR, &relay.url)
+        .await
+        .unwrap()
 }
 
 #[tokio::test]
@@ -119,7 +131,10 @@ async fn a_token_becomes_an_identity_once() {
         assert_eq!(enrolled.identity.id().name(), "prod");
         assert_eq!(&enrolled.roots, relay.authority.roots());
         let error = redeem(&token, None).await.unwrap_err();
-        assert!(matches!(&error, EnrolError::AlreadyRedeemed(text) if text.contains("used already")), "{error}");
+        assert!(
+            matches!(&error, EnrolError::AlreadyRedeemed(text) if text.contains("used already")),
+            "{error}"
+        );
 
         let dir = tempfile::tempdir().unwrap();
         let state = dir.path().join("state");
@@ -143,7 +158,11 @@ async fn another_authority_is_recognised() {
     assert!(matches!(error, EnrolError::WrongPin { .. }), "{error}");
     // In the answer.
     for scheme in ["https", "http"] {
-        let liar = relay(scheme, Behaviour::OtherCa(Arc::new(other.authority.clone()))).await;
+        let liar = relay(
+            scheme,
+            Behaviour::OtherCa(Arc::new(other.authority.clone())),
+        )
+        .await;
         let error = redeem(&token(&liar).await, None).await.unwrap_err();
         assert!(matches!(error, EnrolError::WrongPin { .. }), "{error}");
     }
@@ -162,7 +181,9 @@ async fn a_private_ca_of_a_balancer_is_trusted_when_given() {
     // TLS was accepted, and the authority behind it does not know the token.
     assert!(matches!(error, EnrolError::AlreadyRedeemed(_)), "{error}");
 
-    let error = redeem(&through, Some(Path::new("/no/such/ca"))).await.unwrap_err();
+    let error = redeem(&through, Some(Path::new("/no/such/ca")))
+        .await
+        .unwrap_err();
     assert!(error.to_string().contains("/no/such/ca"), "{error}");
     std::fs::write(ca.path(), "nonsense").unwrap();
     let error = redeem(&through, Some(ca.path())).await.unwrap_err();
@@ -177,7 +198,11 @@ async fn each_refusal_has_its_type() {
     };
     let error = redeem_at(403, r#"{"code":"token-unknown","message":"m"}"#).await;
     assert!(matches!(error, EnrolError::Unknown));
-    let error = redeem_at(403, r#"{"code":"token-expired","message":"at\u001b[31m noon"}"#).await;
+    let error = redeem_at(
+        403,
+        r#"{"code":"token-expired","message":"at\u001b[31m noon"}"#,
+    )
+    .await;
     assert!(matches!(error, EnrolError::Expired(text) if text == "at[31m noon"));
     let error = redeem_at(503, "").await;
     assert!(matches!(error, EnrolError::Busy { retry_after } if retry_after.as_secs() == 7));
@@ -186,22 +211,41 @@ async fn each_refusal_has_its_type() {
     let error = redeem_at(400, r#"{"code":"bad-request","message":"m"}"#).await;
     assert!(matches!(error, EnrolError::Refused { status: 400, .. }));
     for body in ["", "[]", r#"{"chain":"","ca":1}"#] {
-        assert!(matches!(redeem_at(200, body).await, EnrolError::BadAnswer(_)));
+        assert!(matches!(
+            redeem_at(200, body).await,
+            EnrolError::BadAnswer(_)
+        ));
     }
-    assert!(matches!(redeem_at(200, r#"{"chain":"","ca":""}"#).await, EnrolError::WrongPin { .. }));
+    assert!(matches!(
+        redeem_at(200, r#"{"chain":"","ca":""}"#).await,
+        EnrolError::WrongPin { .. }
+    ));
 }
 
 #[tokio::test]
 async fn a_relay_that_is_not_there() {
     let relay = relay("https", Behaviour::Honest).await;
     let mut token = token(&relay).await;
-    let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let gone = TcpListener::bind("127.0.0.1:0")
+        .await
+        .unwrap()
+        .local_addr()
+        .unwrap();
     token.relay = Url::parse(&format!("https://{gone}")).unwrap();
-    assert!(matches!(redeem(&token, None).await, Err(EnrolError::Unreachable { .. })));
+    assert!(matches!(
+        redeem(&token, None).await,
+        Err(EnrolError::Unreachable { .. })
+    ));
     token.relay = Url::parse("http://relay.example.com").unwrap();
-    assert!(matches!(redeem(&token, None).await, Err(EnrolError::Insecure { .. })));
+    assert!(matches!(
+        redeem(&token, None).await,
+        Err(EnrolError::Insecure { .. })
+    ));
     token.relay = Url::parse("https://does-not-exist.invalid").unwrap();
-    assert!(matches!(redeem(&token, None).await, Err(EnrolError::Resolve { .. })));
+    assert!(matches!(
+        redeem(&token, None).await,
+        Err(EnrolError::Resolve { .. })
+    ));
 }
 
 /// Something that takes connections and says nothing is given up after the deadline.
@@ -215,5 +259,8 @@ async fn silence_is_given_up() {
     let (_silent, _) = listener.accept().await.unwrap();
     tokio::time::pause();
     let result = redeeming.await.unwrap();
-    assert!(matches!(result, Err(EnrolError::Timeout { .. })), "{result:?}");
+    assert!(
+        matches!(result, Err(EnrolError::Timeout { .. })),
+        "{result:?}"
+    );
 }
