@@ -23,7 +23,7 @@ pub(crate) struct Route {
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RouteError {
     #[error(
-        "the path must begin with /clusters/NAME; the server of a kubeconfig entry for the local proxy does"
+        "the path must begin with /clusters/NAME, also that of kubectl's --raw, which leaves out the path of the kubeconfig's server"
     )]
     NoCluster,
     #[error("'{0}' is not a cluster name: lower-case letters, digits and '-', at most 63")]

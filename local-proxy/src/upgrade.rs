@@ -15,6 +15,7 @@ use hyper::{body::Incoming, upgrade::OnUpgrade};
 use hyper_util::rt::TokioIo;
 use std::sync::{Arc, atomic::Ordering};
 use throwline_tunnel::splice::{self, Meter};
+use tokio::io::AsyncWriteExt as _;
 
 pub(crate) async fn forward(
     proxy: &Arc<Proxy>,
@@ -39,11 +40,19 @@ pub(crate) async fn forward(
     );
     *request.version_mut() = Version::HTTP_11;
 
-    let (mut response, session) = send(proxy, &cluster, request).await?;
+    let (mut response, session) = match send(proxy, &cluster, request).await {
+        Ok(sent) => sent,
+        Err(failure) => {
+            say_goodbye(proxy, client);
+            return Err(failure);
+        }
+    };
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        say_goodbye(proxy, client);
         return Ok(refused(proxy, response, session, in_flight));
     }
     if Upgrade::of(response.headers()) != Some(kind) {
+        say_goodbye(proxy, client);
         return Err(Failure::Lost {
             cluster,
             why: "the answer switches to a protocol that was not asked for".to_owned(),
@@ -98,6 +107,16 @@ fn refused(
     let mut response = Response::from_parts(parts, body::passing(incoming, (session, in_flight)));
     close(&mut response);
     response
+}
+
+/// hyper gives up a connection whose upgrade was asked for, also when it was not granted, and
+/// then leaves the end of TLS to whoever takes it.
+fn say_goodbye(proxy: &Arc<Proxy>, client: OnUpgrade) {
+    proxy.sessions.shared().spawn(async move {
+        if let Ok(client) = client.await {
+            let _ = TokioIo::new(client).shutdown().await;
+        }
+    });
 }
 
 fn copy(

@@ -193,11 +193,7 @@ impl Link {
         };
         let (stream, line_id) = stream;
         self.0.metrics.lines.inc();
-        let hello = LineHello {
-            version: proto::VERSION,
-            line_id: line_id.to_vec(),
-            ..LineHello::default()
-        };
+        let hello = LineHello::new(line_id);
         let line = timeout(LINE_HELLO, line::connect(stream, hello))
             .await
             .map_err(|_| Failure::Timeout {
