@@ -1,0 +1,147 @@
+//! A real process of ours: its log captured, its memory and descriptors readable, dead on drop.
+
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal};
+use tokio::process::{Child, Command};
+use tokio::sync::Mutex;
+
+pub struct Process {
+    name: String,
+    pid: u32,
+    child: Mutex<Child>,
+    stdout: PathBuf,
+    stderr: PathBuf,
+}
+
+impl Process {
+    /// Starts it with its output in files of `dir`.
+    pub fn start(name: &str, dir: &Path, mut command: Command) -> Result<Self> {
+        let stdout = dir.join(format!("{name}.stdout"));
+        let stderr = dir.join(format!("{name}.log"));
+        // Appended, so that a process that is started again keeps its first life's log.
+        let open = |path: &Path| {
+            std::fs::File::options()
+                .create(true)
+                .append(true)
+                .open(path)
+        };
+        command
+            .stdin(Stdio::null())
+            .stdout(open(&stdout)?)
+            .stderr(open(&stderr)?)
+            .kill_on_drop(true);
+        let child = command
+            .spawn()
+            .with_context(|| format!("could not start {name}"))?;
+        let pid = child
+            .id()
+            .with_context(|| format!("{name} ended at once"))?;
+        Ok(Self {
+            name: name.to_owned(),
+            pid,
+            child: Mutex::new(child),
+            stdout,
+            stderr,
+        })
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// What it printed on standard output.
+    pub fn stdout(&self) -> String {
+        lossy(&self.stdout)
+    }
+
+    /// What it logged.
+    pub fn log(&self) -> String {
+        lossy(&self.stderr)
+    }
+
+    /// Fails with its log when it has ended.
+    pub async fn check_running(&self) -> Result<()> {
+        if let Some(status) = self.child.lock().await.try_wait()? {
+            bail!("{} ended with {status}:\n{}", self.name, self.log());
+        }
+        Ok(())
+    }
+
+    /// Waits for its own end.
+    pub async fn ended(&self, limit: Duration) -> Result<ExitStatus> {
+        let mut child = self.child.lock().await;
+        match tokio::time::timeout(limit, child.wait()).await {
+            Ok(status) => Ok(status?),
+            Err(_) => bail!("{} still runs after {limit:?}:\n{}", self.name, self.log()),
+        }
+    }
+
+    /// SIGTERM, and waits: for a clean stop.
+    pub async fn stop(&self, limit: Duration) -> Result<ExitStatus> {
+        self.signal(Signal::TERM);
+        self.ended(limit).await
+    }
+
+    /// SIGKILL, and waits.
+    pub async fn kill(&self) -> Result<()> {
+        self.child.lock().await.kill().await?;
+        Ok(())
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        if let Some(pid) = i32::try_from(self.pid).ok().and_then(Pid::from_raw) {
+            // It may have ended; then there is nobody to tell.
+            let _ = rustix::process::kill_process(pid, signal);
+        }
+    }
+
+    /// Resident memory now, in KiB.
+    pub fn resident_kib(&self) -> Result<u64> {
+        status_field(self.pid, "VmRSS:")
+    }
+
+    /// The most resident memory it ever had, in KiB.
+    pub fn peak_kib(&self) -> Result<u64> {
+        status_field(self.pid, "VmHWM:")
+    }
+
+    /// Forgets the peak so far, so that [`Self::peak_kib`] speaks of what follows. Needs the
+    /// right to write `clear_refs`, which an owner has.
+    pub fn forget_peak(&self) -> Result<()> {
+        std::fs::write(format!("/proc/{}/clear_refs", self.pid), "5")
+            .with_context(|| format!("clear_refs of {}", self.name))
+    }
+
+    /// Open descriptors.
+    pub fn descriptors(&self) -> Result<usize> {
+        let dir = format!("/proc/{}/fd", self.pid);
+        Ok(std::fs::read_dir(&dir)
+            .with_context(|| format!("{dir} of {}", self.name))?
+            .count())
+    }
+}
+
+fn status_field(pid: u32, field: &str) -> Result<u64> {
+    let file = format!("/proc/{pid}/status");
+    let status = std::fs::read_to_string(&file).with_context(|| file.clone())?;
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix(field))
+        .and_then(|rest| rest.split_whitespace().next())
+        .and_then(|number| number.parse().ok())
+        .with_context(|| format!("{field} in {file}"))
+}
+
+fn lossy(path: &Path) -> String {
+    std::fs::read(path)
+        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+        .unwrap_or_default()
+}

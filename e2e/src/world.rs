@@ -1,0 +1,518 @@
+//! A whole Throwline of real processes, and the parts that stories with special needs put
+//! together themselves.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use futures::future::{BoxFuture, FutureExt};
+use tokio::process::Command;
+
+use crate::kubectl::{Kubectl, Version};
+use crate::metrics::{self, Metrics};
+use crate::process::Process;
+use crate::suite::Stage;
+use crate::upstream::Upstream;
+use crate::{eventually, free_address, tools, unique};
+
+/// How long a start may take on a busy machine.
+const START: Duration = Duration::from_secs(30);
+
+/// The real binary with an empty environment but for what it needs.
+pub fn throwline(home: &Path) -> Result<Command> {
+    std::fs::create_dir_all(home)?;
+    let mut command = Command::new(tools::throwline()?);
+    command
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+        .env("HOME", home)
+        .env(
+            "THROWLINE_LOG",
+            std::env::var("THROWLINE_LOG").unwrap_or_else(|_| "debug".into()),
+        )
+        .stdin(std::process::Stdio::null())
+        .kill_on_drop(true);
+    Ok(command)
+}
+
+/// A relay of the real binary.
+pub struct Relay {
+    pub process: Process,
+    pub public_url: String,
+    pub listen: SocketAddr,
+    pub admin: SocketAddr,
+    pub state: PathBuf,
+    dir: PathBuf,
+    arguments: Vec<String>,
+}
+
+impl Relay {
+    /// With a certificate of its own authority, reached directly.
+    pub async fn start(dir: &Path, arguments: &[&str]) -> Result<Self> {
+        let listen = free_address()?;
+        Self::at(
+            dir,
+            listen,
+            &format!("https://localhost:{}", listen.port()),
+            arguments,
+        )
+        .await
+    }
+
+    /// Behind something else that has this URL.
+    pub async fn at(
+        dir: &Path,
+        listen: SocketAddr,
+        public_url: &str,
+        arguments: &[&str],
+    ) -> Result<Self> {
+        let admin = free_address()?;
+        let state = dir.join("relay-state");
+        std::fs::create_dir_all(dir)?;
+        let mut all: Vec<String> = ["relay", "--listen", &listen.to_string(), "--public-url"]
+            .map(str::to_owned)
+            .to_vec();
+        all.extend([
+            public_url.to_owned(),
+            "--state-dir".into(),
+            state.display().to_string(),
+        ]);
+        all.extend(["--admin-listen".into(), admin.to_string()]);
+        all.extend(arguments.iter().map(|argument| (*argument).to_owned()));
+        let process = Self::spawn(dir, &all)?;
+        let public_url = public_url.to_owned();
+        let dir = dir.to_owned();
+        let this = Self {
+            process,
+            public_url,
+            listen,
+            admin,
+            state,
+            dir,
+            arguments: all,
+        };
+        this.ready().await?;
+        Ok(this)
+    }
+
+    fn spawn(dir: &Path, arguments: &[String]) -> Result<Process> {
+        let mut command = throwline(&dir.join("home"))?;
+        command.args(arguments);
+        Process::start("relay", dir, command)
+    }
+
+    async fn ready(&self) -> Result<()> {
+        eventually(START, "the relay is ready", || async {
+            if let Err(error) = self.process.check_running().await {
+                bail!("{error:#}");
+            }
+            metrics::ready(self.admin).await
+        })
+        .await
+        .with_context(|| self.process.log())
+    }
+
+    /// The same relay again, after its process was stopped or killed.
+    pub async fn restart(&mut self) -> Result<()> {
+        self.process = Self::spawn(&self.dir, &self.arguments)?;
+        self.ready().await
+    }
+
+    pub async fn metrics(&self) -> Result<Metrics> {
+        Metrics::of(self.admin).await
+    }
+
+    /// A token by `throwline token create`; the arguments say for whom.
+    pub async fn token(&self, arguments: &[&str]) -> Result<String> {
+        let mut command = throwline(&self.dir.join("home"))?;
+        command
+            .args(["token", "create"])
+            .args(arguments)
+            .arg("--state-dir")
+            .arg(&self.state);
+        let output = command.output().await?;
+        let error = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "token create failed: {error}");
+        let token = String::from_utf8(output.stdout)?;
+        ensure!(
+            token.trim_end().lines().count() == 1,
+            "not the token alone: {token:?}"
+        );
+        Ok(token.trim().to_owned())
+    }
+}
+
+/// An agent of the real binary.
+pub struct Agent {
+    pub process: Process,
+    pub cluster: String,
+    pub admin: SocketAddr,
+    pub state: PathBuf,
+    pub audit: PathBuf,
+    dir: PathBuf,
+    arguments: Vec<String>,
+}
+
+impl Agent {
+    /// Enrols with `token` and starts; it may not be connected yet.
+    pub async fn start(
+        dir: &Path,
+        cluster: &str,
+        token: &str,
+        kubeconfig: &Path,
+        arguments: &[&str],
+    ) -> Result<Self> {
+        let dir = dir.join(format!("agent-{cluster}"));
+        std::fs::create_dir_all(&dir)?;
+        let token_file = dir.join("token");
+        std::fs::write(&token_file, format!("{token}\n"))?;
+        let admin = free_address()?;
+        let state = dir.join("state");
+        let audit = dir.join("audit.log");
+        let mut later: Vec<String> = vec!["agent".into()];
+        for (flag, value) in [
+            ("--state-dir", state.display().to_string()),
+            ("--kubeconfig", kubeconfig.display().to_string()),
+            ("--admin-listen", admin.to_string()),
+            ("--audit-log", audit.display().to_string()),
+        ] {
+            later.extend([flag.to_owned(), value]);
+        }
+        later.extend(arguments.iter().map(|argument| (*argument).to_owned()));
+        let mut first = later.clone();
+        first.extend(["--token-file".into(), token_file.display().to_string()]);
+        let process = Self::spawn(&dir, cluster, &first)?;
+        let cluster = cluster.to_owned();
+        Ok(Self {
+            process,
+            cluster,
+            admin,
+            state,
+            audit,
+            dir,
+            arguments: later,
+        })
+    }
+
+    fn spawn(dir: &Path, cluster: &str, arguments: &[String]) -> Result<Process> {
+        let mut command = throwline(&dir.join("home"))?;
+        command.args(arguments);
+        Process::start(&format!("agent-{cluster}"), dir, command)
+    }
+
+    /// The same agent again, now without its token.
+    pub async fn restart(&mut self) -> Result<()> {
+        self.process = Self::spawn(&self.dir, &self.cluster, &self.arguments)?;
+        self.connected().await
+    }
+
+    /// Waits until it holds a carrier.
+    pub async fn connected(&self) -> Result<()> {
+        eventually(START, "the agent is connected", || async {
+            self.process.check_running().await?;
+            metrics::ready(self.admin).await
+        })
+        .await
+        .with_context(|| self.process.log())
+    }
+
+    /// The audit events so far.
+    pub fn audit_events(&self) -> Result<Vec<serde_json::Value>> {
+        let text = std::fs::read_to_string(&self.audit).unwrap_or_default();
+        text.lines()
+            .map(|line| {
+                serde_json::from_str(line).with_context(|| format!("not one event a line: {line}"))
+            })
+            .collect()
+    }
+}
+
+/// A signed-in user: a state directory.
+pub struct User {
+    pub name: String,
+    pub state: PathBuf,
+    dir: PathBuf,
+}
+
+impl User {
+    pub async fn login(dir: &Path, name: &str, token: &str, arguments: &[&str]) -> Result<Self> {
+        let this = Self::nobody(dir, name)?;
+        let token_file = this.dir.join("token");
+        std::fs::write(&token_file, token)?;
+        let file = token_file.display().to_string();
+        let output = this
+            .run(&[&["login", "--token-file", &file], arguments].concat())
+            .await?;
+        ensure!(output.status.success(), "login failed: {}", said(&output));
+        Ok(this)
+    }
+
+    /// Somebody who never signed in.
+    pub fn nobody(dir: &Path, name: &str) -> Result<Self> {
+        let dir = dir.join(format!("user-{name}"));
+        std::fs::create_dir_all(&dir)?;
+        Ok(Self {
+            name: name.to_owned(),
+            state: dir.join("state"),
+            dir,
+        })
+    }
+
+    /// The binary with this user's state directory.
+    pub fn command(&self, arguments: &[&str]) -> Result<Command> {
+        let mut command = throwline(&self.dir.join("home"))?;
+        command
+            .args(arguments)
+            .env("THROWLINE_STATE_DIR", &self.state);
+        Ok(command)
+    }
+
+    /// Runs a command to its end; 60 s at most.
+    pub async fn run(&self, arguments: &[&str]) -> Result<std::process::Output> {
+        let limit = Duration::from_secs(60);
+        let output = tokio::time::timeout(limit, self.command(arguments)?.output()).await;
+        Ok(output.with_context(|| format!("throwline {arguments:?} did not end"))??)
+    }
+
+    pub async fn clusters(&self) -> Result<serde_json::Value> {
+        let output = self.run(&["clusters", "-o", "json"]).await?;
+        ensure!(
+            output.status.success(),
+            "clusters failed: {}",
+            said(&output)
+        );
+        Ok(serde_json::from_slice(&output.stdout)?)
+    }
+}
+
+/// Both streams of a command that has ended.
+pub fn said(output: &std::process::Output) -> String {
+    format!(
+        "{}\n{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
+}
+
+/// A local proxy of the real binary.
+pub struct Proxy {
+    pub process: Process,
+    pub kubeconfig: PathBuf,
+    pub admin: SocketAddr,
+    dir: PathBuf,
+    arguments: Vec<String>,
+    clusters: Vec<String>,
+}
+
+impl Proxy {
+    /// Forwards these clusters, and waits until kubeconfig holds their contexts.
+    pub async fn start(user: &User, clusters: &[&str], arguments: &[&str]) -> Result<Self> {
+        let kubeconfig = user.dir.join("kubeconfig");
+        let admin = free_address()?;
+        let port = free_address()?.port();
+        let mut all: Vec<String> = vec!["proxy".into()];
+        all.extend(clusters.iter().map(|cluster| (*cluster).to_owned()));
+        for (flag, value) in [
+            ("--port", port.to_string()),
+            ("--kubeconfig", kubeconfig.display().to_string()),
+            ("--admin-listen", admin.to_string()),
+            ("--state-dir", user.state.display().to_string()),
+        ] {
+            all.extend([flag.to_owned(), value]);
+        }
+        all.extend(arguments.iter().map(|argument| (*argument).to_owned()));
+        let process = Self::spawn(&user.dir, &all)?;
+        let clusters = clusters
+            .iter()
+            .map(|cluster| (*cluster).to_owned())
+            .collect();
+        let dir = user.dir.clone();
+        let this = Self {
+            process,
+            kubeconfig,
+            admin,
+            dir,
+            arguments: all,
+            clusters,
+        };
+        this.ready().await?;
+        Ok(this)
+    }
+
+    fn spawn(dir: &Path, arguments: &[String]) -> Result<Process> {
+        let mut command = throwline(&dir.join("home"))?;
+        command.args(arguments);
+        Process::start("proxy", dir, command)
+    }
+
+    async fn ready(&self) -> Result<()> {
+        eventually(START, "the local proxy has written kubeconfig", || async {
+            self.process.check_running().await?;
+            let text = std::fs::read_to_string(&self.kubeconfig)?;
+            for cluster in &self.clusters {
+                crate::contains(&text, &format!("throwline-{cluster}"))?;
+            }
+            metrics::ready(self.admin).await
+        })
+        .await
+        .with_context(|| self.process.log())
+    }
+
+    pub async fn restart(&mut self) -> Result<()> {
+        self.process = Self::spawn(&self.dir, &self.arguments)?;
+        self.ready().await
+    }
+
+    pub async fn metrics(&self) -> Result<Metrics> {
+        Metrics::of(self.admin).await
+    }
+}
+
+/// What a world is made with.
+#[derive(Debug, Default)]
+pub struct Builder {
+    relay_arguments: Vec<String>,
+    kubeconfig: Option<PathBuf>,
+}
+
+impl Builder {
+    pub fn relay_arguments(mut self, arguments: &[&str]) -> Self {
+        self.relay_arguments = arguments
+            .iter()
+            .map(|argument| (*argument).to_owned())
+            .collect();
+        self
+    }
+
+    /// An agent that reaches this instead of the world's cluster.
+    pub fn agent_kubeconfig(mut self, file: &Path) -> Self {
+        self.kubeconfig = Some(file.to_owned());
+        self
+    }
+
+    pub async fn start(self) -> Result<World> {
+        let dir = private_dir()?;
+        let upstream = Arc::new(Upstream::start(dir.path()).await?);
+        let arguments: Vec<&str> = self.relay_arguments.iter().map(String::as_str).collect();
+        let relay = Relay::start(dir.path(), &arguments).await?;
+        let kubeconfig = self
+            .kubeconfig
+            .as_deref()
+            .unwrap_or(upstream.kubeconfig())
+            .to_owned();
+        let token = relay.token(&["--cluster", CLUSTER]).await?;
+        let agent = Agent::start(dir.path(), CLUSTER, &token, &kubeconfig, &[]).await?;
+        agent.connected().await?;
+        let token = relay
+            .token(&["--user", USER, "--group", upstream.group()])
+            .await?;
+        let user = User::login(dir.path(), USER, &token, &[]).await?;
+        let proxy = Proxy::start(&user, &[CLUSTER], &[]).await?;
+        let namespace = unique("throwline-e2e-");
+        upstream
+            .admin()?
+            .ok(&["create", "namespace", &namespace])
+            .await?;
+        Ok(World {
+            relay,
+            agent,
+            user,
+            proxy,
+            upstream,
+            namespace,
+            dir,
+        })
+    }
+}
+
+/// The cluster and the user of an ordinary world.
+pub const CLUSTER: &str = "alpha";
+pub const USER: &str = "dana";
+
+/// Relay, one agent, one user with a local proxy, and a namespace of their own.
+pub struct World {
+    // Dropped in this order: clients first.
+    pub proxy: Proxy,
+    pub agent: Agent,
+    pub relay: Relay,
+    pub user: User,
+    pub upstream: Arc<Upstream>,
+    pub namespace: String,
+    dir: tempfile::TempDir,
+}
+
+impl World {
+    pub async fn start() -> Result<Self> {
+        Builder::default().start().await
+    }
+
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// kubectl through the line, in the world's namespace.
+    pub fn kubectl(&self, version: &Version) -> Kubectl {
+        Kubectl::new(version, &self.proxy.kubeconfig, self.dir.path())
+            .context(&format!("throwline-{CLUSTER}"))
+            .namespace(&self.namespace)
+    }
+
+    /// The newest kubectl through the line.
+    pub fn newest(&self) -> Result<Kubectl> {
+        Ok(self.kubectl(&tools::newest_kubectl()?))
+    }
+
+    /// All that is ours, for what is measured of each.
+    pub fn processes(&self) -> [&Process; 3] {
+        [
+            &self.proxy.process,
+            &self.relay.process,
+            &self.agent.process,
+        ]
+    }
+}
+
+impl Stage for World {
+    fn evidence(&self) -> String {
+        let mut text = String::new();
+        for process in self.processes() {
+            text.push_str(&tail(process.name(), &process.log()));
+        }
+        text
+    }
+
+    fn close(&self) -> BoxFuture<'_, Result<()>> {
+        async {
+            let admin = self.upstream.admin()?;
+            admin
+                .ok(&["delete", "namespace", &self.namespace, "--wait=false"])
+                .await?;
+            self.upstream.clean().await
+        }
+        .boxed()
+    }
+}
+
+/// The end of a log under its name.
+pub fn tail(name: &str, log: &str) -> String {
+    let lines: Vec<&str> = log.lines().collect();
+    let from = lines.len().saturating_sub(60);
+    format!(
+        "---- log of {name}, last lines\n{}\n",
+        lines[from..].join("\n")
+    )
+}
+
+/// A directory that goes when it is dropped. `THROWLINE_E2E_KEEP` keeps it, for a look.
+pub fn private_dir() -> Result<tempfile::TempDir> {
+    let mut dir = tempfile::Builder::new()
+        .prefix("throwline-e2e-")
+        .tempdir()?;
+    if std::env::var_os("THROWLINE_E2E_KEEP").is_some() {
+        dir.disable_cleanup(true);
+        eprintln!("kept: {}", dir.path().display());
+    }
+    Ok(dir)
+}

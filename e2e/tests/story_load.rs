@@ -1,0 +1,328 @@
+//! Memory stays flat whatever passes, and whoever does not read harms nobody else.
+
+use std::process::{ExitCode, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use futures::future::{BoxFuture, FutureExt, try_join_all};
+use throwline_e2e::backend::Backend;
+use throwline_e2e::client::Target;
+use throwline_e2e::pod::{self, Pod};
+use throwline_e2e::world::{Builder, CLUSTER, private_dir};
+use throwline_e2e::{Stage, Suite, World, eventually};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+fn main() -> ExitCode {
+    let minutes = |count: u64| Duration::from_secs(60 * count);
+    Suite::new()
+        .alone(
+            "a_gib_answered_and_a_gib_uploaded_below_64_mib",
+            minutes(5),
+            a_gib_each_way,
+        )
+        .alone(
+            "a_gib_through_exec_below_64_mib",
+            minutes(6),
+            a_gib_through_exec,
+        )
+        .alone(
+            "readers_that_stop_cost_a_mib_at_most",
+            minutes(4),
+            readers_that_stop,
+        )
+        .alone(
+            "stalled_readers_do_not_slow_others",
+            minutes(4),
+            stalled_readers,
+        )
+        .alone(
+            "everything_is_given_back",
+            minutes(3),
+            everything_is_given_back,
+        )
+        .run(stage)
+}
+
+const MIB: u64 = 1024 * 1024;
+const GIB: u64 = 1024 * MIB;
+/// What no process of ours may ever hold, whatever passes.
+const CEILING_KIB: u64 = 64 * 1024;
+
+/// A world before an API server that sends and takes as much as it is told.
+struct Loaded {
+    world: World,
+    backend: Backend,
+    _dir: tempfile::TempDir,
+}
+
+async fn stage() -> Result<Loaded> {
+    let dir = private_dir()?;
+    let backend = Backend::start(dir.path()).await?;
+    // The processes are measured, so they log what they would in production.
+    let world = Builder::default()
+        .agent_kubeconfig(&backend.kubeconfig)
+        .start()
+        .await?;
+    Ok(Loaded {
+        world,
+        backend,
+        _dir: dir,
+    })
+}
+
+impl Stage for Loaded {
+    fn evidence(&self) -> String {
+        self.world.evidence()
+    }
+
+    fn close(&self) -> BoxFuture<'_, Result<()>> {
+        async { self.world.close().await }.boxed()
+    }
+}
+
+impl Loaded {
+    fn target(&self) -> Result<Target> {
+        Target::read(
+            &self.world.proxy.kubeconfig,
+            &format!("throwline-{CLUSTER}"),
+        )
+    }
+
+    fn request(&self, method: &str, path: &str, more: &str) -> Result<Vec<u8>> {
+        let target = self.target()?;
+        let (prefix, host) = (&target.prefix, &target.address);
+        Ok(format!("{method} {prefix}{path} HTTP/1.1\r\nHost: {host}\r\n{more}\r\n").into_bytes())
+    }
+}
+
+fn below_the_ceiling(world: &World) -> Result<()> {
+    for process in world.processes() {
+        let peak = process.peak_kib()?;
+        println!("  {}: at most {} MiB resident", process.name(), peak / 1024);
+        ensure!(
+            peak < CEILING_KIB,
+            "{} held {} MiB",
+            process.name(),
+            peak / 1024
+        );
+    }
+    Ok(())
+}
+
+async fn a_gib_each_way(stage: Arc<Loaded>) -> Result<()> {
+    let target = stage.target()?;
+    let mut stream = target.connect(&[b"http/1.1"]).await?;
+    let close = "Connection: close\r\n";
+    stream
+        .write_all(&stage.request("GET", &format!("/test/bytes/{GIB}"), close)?)
+        .await?;
+    let mut buffer = vec![0; 256 * 1024];
+    let (mut total, mut payload) = (0u64, 0u64);
+    loop {
+        let count = stream.read(&mut buffer).await?;
+        if count == 0 {
+            break;
+        }
+        total += count as u64;
+        payload += buffer[..count].iter().filter(|byte| **byte == b'x').count() as u64;
+    }
+    // The body is all x; its framing and head hold few.
+    ensure!(
+        payload >= GIB && payload < GIB + 4096,
+        "{payload} of {total} bytes"
+    );
+
+    let mut stream = target.connect(&[b"http/1.1"]).await?;
+    let length = format!("Content-Length: {GIB}\r\nContent-Type: text/plain\r\n{close}");
+    stream
+        .write_all(&stage.request("POST", "/test/upload", &length)?)
+        .await?;
+    let piece = vec![b'y'; 256 * 1024];
+    for _ in 0..GIB / piece.len() as u64 {
+        stream.write_all(&piece).await?;
+    }
+    stream.flush().await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    ensure!(answer.starts_with("HTTP/1.1 201"), "{answer}");
+    ensure!(answer.contains(&GIB.to_string()), "{answer}");
+    ensure!(stage.backend.uploaded() == GIB);
+    below_the_ceiling(&stage.world)
+}
+
+async fn a_gib_through_exec(_: Arc<Loaded>) -> Result<()> {
+    let world = World::start().await?;
+    let pod = Pod::start(&world.upstream, &world.namespace, pod::IDLE).await?;
+    let kubectl = world.newest()?;
+    let script = format!("head -c {GIB} /dev/zero");
+    let mut child = kubectl
+        .command(&["exec", &pod.name, "--", "sh", "-c", &script])
+        .spawn()?;
+    let mut stdout = child.stdout.take().context("no output")?;
+    let mut buffer = vec![0; 256 * 1024];
+    let mut total = 0;
+    loop {
+        let count = stdout.read(&mut buffer).await?;
+        if count == 0 {
+            break;
+        }
+        total += count as u64;
+    }
+    ensure!(total == GIB, "{total} bytes came");
+    ensure!(child.wait().await?.success());
+
+    let upload = ["exec", "-i", &pod.name, "--", "sh", "-c", "wc -c"];
+    let mut child = kubectl.command(&upload).stdin(Stdio::piped()).spawn()?;
+    let mut stdin = child.stdin.take().context("no input")?;
+    let piece = vec![0; 256 * 1024];
+    for _ in 0..GIB / piece.len() as u64 {
+        stdin.write_all(&piece).await?;
+    }
+    drop(stdin);
+    let output = child.wait_with_output().await?;
+    let counted = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    ensure!(counted == GIB.to_string(), "{counted} bytes went");
+    below_the_ceiling(&world)?;
+    pod.remove().await?;
+    world.close().await
+}
+
+/// A client that asks for a lot, reads the first bytes, and never again.
+async fn stalled(stage: &Loaded) -> Result<impl Sized> {
+    let mut stream = stage.target()?.connect(&[b"http/1.1"]).await?;
+    stream
+        .write_all(&stage.request("GET", &format!("/test/bytes/{GIB}"), "")?)
+        .await?;
+    let mut first = [0; 64];
+    stream.read_exact(&mut first).await?;
+    Ok(stream)
+}
+
+/// Waits until each process holds no more than it did a second ago.
+async fn settled(world: &World) -> Result<Vec<u64>> {
+    let measure = || -> Result<Vec<u64>> {
+        world
+            .processes()
+            .iter()
+            .map(|process| process.resident_kib())
+            .collect()
+    };
+    eventually(
+        Duration::from_secs(40),
+        "memory stays where it is",
+        || async {
+            let before = measure()?;
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            let after = measure()?;
+            let calm = before
+                .iter()
+                .zip(&after)
+                .all(|(before, after)| after.abs_diff(*before) < 512);
+            ensure!(calm, "{before:?} KiB became {after:?}");
+            Ok(after)
+        },
+    )
+    .await
+}
+
+async fn readers_that_stop(stage: Arc<Loaded>) -> Result<()> {
+    const READERS: usize = 40;
+    // Warm: the first stalled reader fills what is shared and was never used yet.
+    let first = stalled(&stage).await?;
+    let before = settled(&stage.world).await?;
+    let readers = try_join_all((0..READERS).map(|_| stalled(&stage))).await?;
+    let after = settled(&stage.world).await?;
+    for ((process, before), after) in stage.world.processes().iter().zip(before).zip(after) {
+        let each = after.saturating_sub(before) / READERS as u64;
+        println!("  {}: {each} KiB a stalled reader", process.name());
+        ensure!(
+            each <= 1024,
+            "{} holds {each} KiB for each stalled reader",
+            process.name()
+        );
+    }
+    drop((first, readers));
+    Ok(())
+}
+
+/// The 99th of a hundred small requests, in order of their time.
+async fn p99(stage: &Loaded) -> Result<Duration> {
+    let mut stream = stage.target()?.connect(&[b"http/1.1"]).await?;
+    let request = stage.request("GET", "/test/small", "")?;
+    let mut times = Vec::new();
+    let mut buffer = vec![0; 4096];
+    for _ in 0..100 {
+        let start = Instant::now();
+        stream.write_all(&request).await?;
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"{}") && !answer.ends_with(b"0\r\n\r\n") {
+            let read =
+                tokio::time::timeout(Duration::from_secs(10), stream.read(&mut buffer)).await;
+            let count = read.context("a small request is not answered")??;
+            ensure!(count > 0, "the connection was closed");
+            answer.extend_from_slice(&buffer[..count]);
+        }
+        times.push(start.elapsed());
+    }
+    times.sort();
+    Ok(times[98])
+}
+
+/// Case 10, end to end.
+async fn stalled_readers(stage: Arc<Loaded>) -> Result<()> {
+    p99(&stage).await?;
+    let alone = p99(&stage).await?;
+    let mut readers = Vec::new();
+    for _ in 0..10 {
+        readers.extend(try_join_all((0..10).map(|_| stalled(&stage))).await?);
+    }
+    let beside = p99(&stage).await?;
+    println!("  p99 of a small request: {alone:?} alone, {beside:?} beside 100 stalled readers");
+    // Unmoved, but for what a busy machine does to a hundredth.
+    ensure!(
+        beside < alone * 5 + Duration::from_millis(100),
+        "{alone:?} became {beside:?}"
+    );
+    drop(readers);
+    Ok(())
+}
+
+async fn everything_is_given_back(stage: Arc<Loaded>) -> Result<()> {
+    let world = &stage.world;
+    p99(&stage).await?;
+    let descriptors = || -> Result<Vec<usize>> {
+        world
+            .processes()
+            .iter()
+            .map(|process| process.descriptors())
+            .collect()
+    };
+    let before = eventually(Duration::from_secs(30), "it is quiet", || async {
+        let first = descriptors()?;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        ensure!(first == descriptors()?);
+        Ok(first)
+    })
+    .await?;
+    let readers = try_join_all((0..50).map(|_| stalled(&stage))).await?;
+    drop(readers);
+    eventually(Duration::from_secs(30), "descriptors are back", || async {
+        let now = descriptors()?;
+        let back = before
+            .iter()
+            .zip(&now)
+            .all(|(before, now)| *now <= before + 2);
+        ensure!(back, "{before:?} became {now:?}");
+        Ok(())
+    })
+    .await?;
+    // The API session may stay; nothing else does.
+    let lines = world
+        .relay
+        .metrics()
+        .await?
+        .sum("throwline_relay_lines", &[]);
+    ensure!(lines <= 3.0, "{lines} lines");
+    Ok(())
+}
