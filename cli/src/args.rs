@@ -18,7 +18,12 @@ use url::Url;
 ///
 /// Try it at once, without a cluster: throwline demo
 #[derive(Debug, Parser)]
-#[command(name = "throwline", version, max_term_width = 100, subcommand_required = true)]
+#[command(
+    name = "throwline",
+    version,
+    max_term_width = 100,
+    subcommand_required = true
+)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) global: Global,
@@ -32,7 +37,13 @@ pub(crate) struct Global {
     #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text, env = "THROWLINE_LOG_FORMAT", help_heading = "Logging")]
     pub(crate) log_format: LogFormat,
     /// What to log, for example "info" or "throwline_relay=debug".
-    #[arg(long, global = true, value_name = "FILTER", env = "THROWLINE_LOG", help_heading = "Logging")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILTER",
+        env = "THROWLINE_LOG",
+        help_heading = "Logging"
+    )]
     pub(crate) log: Option<String>,
 }
 
@@ -111,10 +122,22 @@ pub(crate) struct Relay {
     pub(crate) state_dir: PathBuf,
     /// A certificate chain (PEM) for the public URL's host. By default one of our own authority,
     /// which agents and users trust by their token.
-    #[arg(long, value_name = "FILE", requires = "tls_key", env = "THROWLINE_TLS_CERT", help_heading = "TLS")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "tls_key",
+        env = "THROWLINE_TLS_CERT",
+        help_heading = "TLS"
+    )]
     pub(crate) tls_cert: Option<PathBuf>,
     /// The private key (PEM) of that certificate.
-    #[arg(long, value_name = "FILE", requires = "tls_cert", env = "THROWLINE_TLS_KEY", help_heading = "TLS")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "tls_cert",
+        env = "THROWLINE_TLS_KEY",
+        help_heading = "TLS"
+    )]
     pub(crate) tls_key: Option<PathBuf>,
     /// Speak plain HTTP, for a load balancer that ends TLS.
     #[arg(long, conflicts_with_all = ["tls_cert", "tls_key"], env = "THROWLINE_PLAINTEXT", help_heading = "TLS")]
@@ -136,13 +159,28 @@ pub(crate) struct Relay {
     #[arg(long, value_name = "DURATION", default_value = "7d", value_parser = humantime::parse_duration, env = "THROWLINE_AGENT_CERTIFICATE_LIFE", help_heading = "Timing")]
     pub(crate) agent_certificate_life: Duration,
     /// The most carriers (agents and users together) at once.
-    #[arg(long, value_name = "N", env = "THROWLINE_MAX_CARRIERS", help_heading = "Limits")]
+    #[arg(
+        long,
+        value_name = "N",
+        env = "THROWLINE_MAX_CARRIERS",
+        help_heading = "Limits"
+    )]
     pub(crate) max_carriers: Option<usize>,
     /// The most connections at once that have not proved who they are.
-    #[arg(long, value_name = "N", env = "THROWLINE_MAX_HALF_OPEN", help_heading = "Limits")]
+    #[arg(
+        long,
+        value_name = "N",
+        env = "THROWLINE_MAX_HALF_OPEN",
+        help_heading = "Limits"
+    )]
     pub(crate) max_half_open: Option<usize>,
     /// The most lines that one user may hold at once.
-    #[arg(long, value_name = "N", env = "THROWLINE_MAX_LINES_PER_USER", help_heading = "Limits")]
+    #[arg(
+        long,
+        value_name = "N",
+        env = "THROWLINE_MAX_LINES_PER_USER",
+        help_heading = "Limits"
+    )]
     pub(crate) max_lines_per_user: Option<usize>,
 }
 
@@ -206,7 +244,12 @@ pub(crate) struct Agent {
     #[arg(long, value_name = "FILE", env = "THROWLINE_CA_FILE")]
     pub(crate) ca_file: Option<PathBuf>,
     /// Where audit events go: "stdout", "off", or a file to append to.
-    #[arg(long, value_name = "WHERE", default_value = "stdout", env = "THROWLINE_AUDIT_LOG")]
+    #[arg(
+        long,
+        value_name = "WHERE",
+        default_value = "stdout",
+        env = "THROWLINE_AUDIT_LOG"
+    )]
     pub(crate) audit_log: String,
     /// Refuse requests whose audit event cannot be written.
     #[arg(long, env = "THROWLINE_AUDIT_REQUIRED")]
@@ -301,7 +344,17 @@ mod tests {
 
     #[test]
     fn a_cluster_token_takes_no_groups() {
-        let args = ["throwline", "token", "create", "--cluster", "a", "--group", "g", "--state-dir", "d"];
+        let args = [
+            "throwline",
+            "token",
+            "create",
+            "--cluster",
+            "a",
+            "--group",
+            "g",
+            "--state-dir",
+            "d",
+        ];
         assert!(Cli::try_parse_from(args).is_err());
     }
 
@@ -313,8 +366,11 @@ mod tests {
 
     #[test]
     fn everything_after_two_dashes_is_the_demo_command() {
-        let cli = Cli::try_parse_from(["throwline", "demo", "--", "kubectl", "get", "--user", "x"]).unwrap();
-        let Command::Demo(demo) = cli.command else { panic!("not demo") };
+        let cli = Cli::try_parse_from(["throwline", "demo", "--", "kubectl", "get", "--user", "x"])
+            .unwrap();
+        let Command::Demo(demo) = cli.command else {
+            panic!("not demo")
+        };
         assert_eq!(demo.command, ["kubectl", "get", "--user", "x"]);
     }
 }

@@ -1,0 +1,71 @@
+//! `throwline relay`.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use throwline_certs::authority::{Authority, Lives, Subject};
+use throwline_ops::Shutdown;
+use throwline_relay::{Config, Tls};
+
+use crate::args;
+use crate::commands::{listen, listen_if, until_second_signal};
+
+/// How long the first administrator has to sign in.
+const FIRST_TOKEN_TTL: Duration = Duration::from_secs(60 * 60);
+
+/// The user that the first token enrols. What it may do is up to each cluster's RBAC, as for
+/// anybody; its group is there to be bound.
+const ADMIN_USER: &str = "admin";
+const ADMIN_GROUP: &str = "throwline-admins";
+
+pub(super) async fn run(args: args::Relay) -> anyhow::Result<()> {
+    throwline_ops::limits::raise_open_files();
+    let (shutdown, second) = Shutdown::from_signals().context("cannot listen for signals")?;
+    let listener = listen(args.listen, "agents and users (--listen)").await?;
+    let admin = listen_if(args.admin_listen, "the admin endpoints (--admin-listen)").await?;
+    let lives = Lives {
+        user: args.user_certificate_life,
+        agent: args.agent_certificate_life,
+        ..Lives::default()
+    };
+    let authority = Authority::open_or_create(&args.state_dir, &args.public_url)
+        .await?
+        .with_lives(lives);
+    authority.set_relay_url(&args.public_url).await?;
+
+    if authority.was_created() {
+        let subject = Subject::User {
+            name: ADMIN_USER.to_owned(),
+            groups: vec![ADMIN_GROUP.to_owned()],
+        };
+        let token = authority
+            .create_token(&subject, FIRST_TOKEN_TTL, &args.public_url)
+            .await?;
+        eprintln!(
+            "First start. The token below enrols the administrator (user {ADMIN_USER}, group {ADMIN_GROUP}) once, within an hour:\n  \
+             throwline login --token-file -\n\
+             More: throwline token create --state-dir {}",
+            args.state_dir.display()
+        );
+        println!("{token}");
+    }
+
+    let tls = match (args.tls_cert, args.tls_key) {
+        (Some(cert), Some(key)) => Tls::Files { cert, key },
+        _ if args.plaintext => Tls::Plaintext,
+        _ => Tls::Own,
+    };
+    let mut config = Config::new(args.public_url, tls);
+    config.timing.carrier.ping_interval = args.ping_interval;
+    config.timing.drain_timeout = args.drain_timeout;
+    let limits = &mut config.limits;
+    limits.carriers = args.max_carriers.unwrap_or(limits.carriers);
+    limits.half_open = args.max_half_open.unwrap_or(limits.half_open);
+    limits.lines_per_user = args.max_lines_per_user.unwrap_or(limits.lines_per_user);
+
+    until_second_signal(
+        second,
+        throwline_relay::run(listener, admin, authority, config, shutdown),
+    )
+    .await
+}
