@@ -16,6 +16,7 @@ use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 use serde_json::{Value, json};
 
+
 pub(crate) use delete::remove_now;
 pub(crate) use objects::random_suffix;
 

@@ -36,6 +36,11 @@ use std::{
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+pub use stream::{
+    channel::{ChannelError, ChannelFrame, decode_channel},
+    spdy::{Frame as SpdyFrame, FrameError as SpdyError, decode as decode_spdy},
+};
+
 /// Why the demo cluster could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {

@@ -74,8 +74,14 @@ fn remove(
     options: &Value,
     dry: bool,
 ) -> Result<Arc<Value>, Failure> {
-    let policy = text(options, "/propagationPolicy").to_owned();
-    let removed = cluster.store.update(kind, namespace, name, |old| {
+    // The dependents lose their owner before the collector can see that it is gone.
+    if !dry
+        && text(options, "/propagationPolicy") == "Orphan"
+        && let Some(owner) = cluster.store.get(kind, namespace, name)
+    {
+        orphan(cluster, text(&owner, "/metadata/uid"), namespace);
+    }
+    cluster.store.update(kind, namespace, name, |old| {
         for (field, what) in [("uid", "UID"), ("resourceVersion", "ResourceVersion")] {
             let wanted = text(options, &format!("/preconditions/{field}"));
             let found = text(old, &format!("/metadata/{field}"));
@@ -116,11 +122,7 @@ fn remove(
             return Ok(Decision::Put(object));
         }
         Ok(Decision::Remove(object))
-    })?;
-    if !dry && policy == "Orphan" {
-        orphan(cluster, text(&removed, "/metadata/uid"), namespace);
-    }
-    Ok(removed)
+    })
 }
 
 /// Takes an object away without asking: for the controllers.
@@ -129,7 +131,6 @@ pub(crate) fn remove_now(cluster: &Cluster, kind: &'static Kind, namespace: &str
     let _ = cluster.store.update(kind, namespace, name, |old| Ok(Decision::Remove(old.clone())));
 }
 
-/// The dependents lose their owner before the collector sees that it is gone.
 fn orphan(cluster: &Cluster, owner: &str, namespace: &str) {
     for kind in KINDS.iter().filter(|kind| kind.namespaced && !kind.review) {
         for object in cluster.store.list(kind, Some(namespace)).1 {
