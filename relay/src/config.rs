@@ -71,8 +71,8 @@ pub struct Limits {
     pub lines_per_user: usize,
     /// Lines of all users to one cluster. Default 8,192.
     pub lines_per_cluster: usize,
-    /// Streams that a peer may have open on one carrier. Default 4,096. It must stay below the
-    /// mux's own cap, which would end the carrier instead of refusing one stream.
+    /// Streams that a peer may have open on one carrier; how many the relay opens to an agent
+    /// is `mux.max_streams`. Default 1,024, and at most 65,536. Worst case: see `mux::Config`.
     pub streams_per_carrier: u32,
     /// Connections that have not yet become a carrier or been answered. Default 4,096; more shed
     /// the oldest. Worst case: one descriptor and about 40 KiB each while in TLS, so 160 MiB.
@@ -104,7 +104,7 @@ impl Default for Limits {
             carriers_per_identity: 32,
             lines_per_user: 4_096,
             lines_per_cluster: 8_192,
-            streams_per_carrier: 4_096,
+            streams_per_carrier: 1_024,
             half_open: 4_096,
             half_open_per_address: 256,
             enrolment_burst: 60,
@@ -143,8 +143,6 @@ pub struct Timing {
     pub drain_timeout: Duration,
     /// Over how long peers spread their move to another relay when this one drains. Default 10 s.
     pub drain_spread: Duration,
-    /// Between reads of certificate files. Default 60 s.
-    pub tls_refresh: Duration,
     /// Heartbeats and deadlines of the carriers.
     pub carrier: carrier::Timing,
 }
@@ -161,7 +159,6 @@ impl Default for Timing {
             agent_answer: Duration::from_secs(4),
             drain_timeout: Duration::from_secs(30),
             drain_spread: Duration::from_secs(10),
-            tls_refresh: Duration::from_secs(60),
             carrier: carrier::Timing::default(),
         }
     }

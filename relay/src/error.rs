@@ -9,10 +9,7 @@ pub enum Error {
     Config(String),
     /// The certificate, the key or their files.
     #[error("the relay has no usable TLS certificate: {0}")]
-    Tls(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// The state directory or the database.
-    #[error("the authority failed: {0}")]
-    Authority(#[source] Box<dyn std::error::Error + Send + Sync>),
+    Tls(#[source] throwline_certs::Error),
     #[error("the metrics could not be registered: {0}")]
     Metrics(#[from] prometheus::Error),
     #[error("the admin listener failed: {0}")]

@@ -33,7 +33,6 @@ mod replay;
 mod response;
 mod session;
 mod tally;
-mod tls;
 
 use throwline_certs::authority::Authority;
 use throwline_ops::Shutdown;

@@ -85,7 +85,7 @@ async fn handshake(
         debug!(client = %address, %error, "the connection ended at once");
         return None;
     }
-    let Some(tls) = shared.tls() else {
+    let Some(tls) = shared.tls.clone() else {
         return request(shared, tcp, address).await;
     };
     let accept = TlsAcceptor::from(tls).accept(tcp);

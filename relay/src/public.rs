@@ -6,7 +6,6 @@
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
 
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
@@ -17,12 +16,12 @@ use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tracing::{debug, warn};
 
-use crate::accept::Admission;
+use crate::accept::{Admission, Denied};
 use crate::early::Early;
 use crate::enrol;
 use crate::relay::Shared;
 use crate::response::{self, Body};
-use crate::session::Seat;
+use crate::session::{Full, Seat};
 
 /// How a connection's one request ended.
 pub(crate) enum Outcome<T> {
@@ -113,7 +112,11 @@ async fn answer(
                 *admitted.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(ready));
                 response
             }
-            Err(response) => response,
+            Err(refused) => {
+                shared.metrics.handshake(refused.label());
+                warn!(%client, reason = %refused, "refused a carrier");
+                refused.response()
+            }
         },
         (&Method::POST, "/v1/enroll") => enrol::handle(shared, client.ip(), request).await,
         (&Method::GET, "/v1/ping") => response::json(
@@ -140,25 +143,39 @@ fn admit(
     shared: &Arc<Shared>,
     client: SocketAddr,
     headers: &HeaderMap,
-) -> Result<Admitted, Response<Body>> {
-    let admission = shared
-        .gate
-        .check(headers, SystemTime::now())
-        .map_err(|denied| {
-            shared.metrics.handshake(denied.label());
-            warn!(%client, reason = %denied, "refused a carrier");
-            denied.response()
-        })?;
-    let seat = shared.seats.take(&admission.peer).map_err(|full| {
-        shared.metrics.handshake("limit");
-        warn!(%client, peer = %admission.peer.id, reason = %full, "refused a carrier");
-        full.response()
-    })?;
+) -> Result<Admitted, Refused> {
+    let admission = shared.gate.check(headers, shared.authority.now())?;
+    let seat = shared.seats.take(&admission.peer)?;
     Ok(Admitted {
         admission,
         seat,
         client,
     })
+}
+
+/// Why a request does not become a carrier.
+#[derive(Debug, thiserror::Error)]
+enum Refused {
+    #[error(transparent)]
+    Denied(#[from] Denied),
+    #[error(transparent)]
+    Full(#[from] Full),
+}
+
+impl Refused {
+    fn response(&self) -> Response<Body> {
+        match self {
+            Self::Denied(denied) => denied.response(),
+            Self::Full(full) => full.response(),
+        }
+    }
+
+    fn label(&self) -> &'static str {
+        match self {
+            Self::Denied(denied) => denied.label(),
+            Self::Full(_) => "limit",
+        }
+    }
 }
 
 /// The client's address as the balancer in front saw it: the last element of the last

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderMap;
+use rustls::ServerConfig;
 use throwline_certs::authority::Authority;
+use throwline_certs::tls::{RelayCertificate, relay_server};
 use throwline_ops::{Drain, Readiness, Shutdown, admin};
 use throwline_tunnel::carrier::{AcceptConfig, IncomingStream};
 use throwline_tunnel::proto::messages::Refusal;
@@ -20,6 +22,7 @@ use crate::accept::Gate;
 use crate::config::{Config, Tls};
 use crate::error::Error;
 use crate::half_open::HalfOpen;
+use crate::listener;
 use crate::metrics::{Metrics, code_label};
 use crate::policy::{Everyone, Policy};
 use crate::public::forwarded_for;
@@ -27,7 +30,6 @@ use crate::rate::RateLimit;
 use crate::registry::{Memory, Registry};
 use crate::session::Seats;
 use crate::tally::Tally;
-use crate::{listener, tls};
 
 /// How long carriers may take to say goodbye when the relay ends.
 const GOODBYE: Duration = Duration::from_secs(5);
@@ -64,7 +66,8 @@ pub(crate) struct Shared {
     pub(crate) closing: CancellationToken,
     pub(crate) tasks: TaskTracker,
     pub(crate) started: Instant,
-    tls: tls::Source,
+    /// `None` where a balancer ends TLS.
+    pub(crate) tls: Option<Arc<ServerConfig>>,
 }
 
 impl Relay {
@@ -110,7 +113,6 @@ impl Relay {
         let listening = readiness.condition("listening");
         let metrics = self.metrics.clone();
         let shared = Arc::new(self.into_shared()?);
-        let refresh = shared.tasks.spawn(tls::refresh(Arc::clone(&shared)));
 
         let (admin_trigger, admin_shutdown) = Shutdown::new();
         let admin = admin
@@ -137,7 +139,6 @@ impl Relay {
         tokio::join!(accepting, drain);
 
         shared.closing.cancel();
-        refresh.abort();
         shared.tasks.close();
         if tokio::time::timeout(GOODBYE, shared.tasks.wait())
             .await
@@ -198,7 +199,7 @@ impl Relay {
             closing: CancellationToken::new(),
             tasks: TaskTracker::new(),
             started: Instant::now(),
-            tls: tls::Source::new(&config, &self.authority)?,
+            tls: tls(&config, &self.authority)?,
             registry: self.registry,
             policy: self.policy,
             authority: self.authority,
@@ -208,15 +209,6 @@ impl Relay {
 }
 
 impl Shared {
-    /// `None` where a balancer ends TLS.
-    pub(crate) fn tls(&self) -> Option<Arc<rustls::ServerConfig>> {
-        self.tls.current()
-    }
-
-    pub(crate) fn tls_source(&self) -> &tls::Source {
-        &self.tls
-    }
-
     /// The address to limit and to tell the agent.
     pub(crate) fn client_address(&self, peer: SocketAddr, headers: &HeaderMap) -> SocketAddr {
         if !self.config.trust_forwarded_for {
@@ -240,6 +232,21 @@ impl Shared {
         debug!(code = ?refused.code(), reason = %refused, "refused a stream");
         stream.refuse(refused).await;
     }
+}
+
+fn tls(config: &Config, authority: &Authority) -> Result<Option<Arc<ServerConfig>>, Error> {
+    let certificate = match &config.tls {
+        Tls::Plaintext => return Ok(None),
+        Tls::Own => RelayCertificate::Own {
+            authority,
+            public_url: &config.public_url,
+        },
+        Tls::Files { cert, key } => RelayCertificate::Files {
+            cert: cert.clone(),
+            key: key.clone(),
+        },
+    };
+    relay_server(certificate).map(Some).map_err(Error::Tls)
 }
 
 fn check(config: &Config) -> Result<(), Error> {

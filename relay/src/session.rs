@@ -27,6 +27,8 @@ use crate::{list, open, renew};
 
 /// How long a closing carrier may take to say so.
 const GOODBYE: Duration = Duration::from_secs(2);
+/// How long the authority may take to note a status.
+const RECORD: Duration = Duration::from_secs(5);
 /// How often a long wait for the end of a certificate looks at the clock again, which may have
 /// been set in between.
 const CLOCK_CHECK: Duration = Duration::from_secs(600);
@@ -224,9 +226,9 @@ impl Session {
 
     async fn serve(mut self, software: &str) {
         self.record_arrival(software);
-        let expiry = until(self.peer.identity.not_after);
-        tokio::pin!(expiry);
         let shared = Arc::clone(&self.shared);
+        let expiry = until(self.peer.identity.not_after, || shared.authority.now());
+        tokio::pin!(expiry);
         let mut told_to_move = false;
         let (code, reason) = loop {
             tokio::select! {
@@ -240,7 +242,7 @@ impl Session {
                     }
                 }
                 heard = Control::heard(&mut self.control) => match heard {
-                    Ok(Some(message)) => self.hear(message),
+                    Ok(Some(message)) => self.hear(message).await,
                     Ok(None) => self.control = None,
                     Err(error) => {
                         warn!(%error, "the control stream is broken");
@@ -266,9 +268,9 @@ impl Session {
         let Some(tunnel) = &self.tunnel else { return };
         let shared = Arc::clone(&self.shared);
         let cluster = tunnel.cluster.clone();
-        let software = software.to_owned();
+        let version = version_of(software);
         self.streams.spawn(async move {
-            if let Err(error) = shared.authority.record_connected(&cluster, &software).await {
+            if let Err(error) = shared.authority.record_connected(&cluster, &version).await {
                 warn!(%error, "cannot record that an agent came");
             }
         });
@@ -305,6 +307,7 @@ impl Session {
                 self.streams
                     .spawn(async move { shared.refuse(stream, second).await });
             }
+            // The tunnel refuses these by itself; whichever of the two sees one first.
             None => {
                 let unknown = Refusal::new(
                     RefusalCode::Unsupported,
@@ -316,23 +319,42 @@ impl Session {
         }
     }
 
-    fn hear(&self, message: ControlMessage) {
+    async fn hear(&self, message: ControlMessage) {
         match (message.kind, &self.tunnel) {
             (Some(ControlKind::AgentStatus(status)), Some(tunnel)) => {
+                let status = Status {
+                    kubernetes_version: short(status.kubernetes_version),
+                    agent_version: short(status.agent_version),
+                    api_server_reachable: status.api_server_reachable,
+                    message: short(status.message),
+                };
                 debug!(
                     kubernetes = %status.kubernetes_version,
                     reachable = status.api_server_reachable,
                     "an agent told its status"
                 );
-                tunnel.set_status(Status {
-                    kubernetes_version: short(status.kubernetes_version),
-                    agent_version: short(status.agent_version),
-                    api_server_reachable: status.api_server_reachable,
-                    message: short(status.message),
-                });
+                let before = tunnel.set_status(status.clone());
+                if before.is_none_or(|before| !before.same_versions(&status)) {
+                    self.record_status(&tunnel.cluster, &status).await;
+                }
             }
             // A proxy has no status, a dialer does not drain us, and the rest is from the future.
             (kind, _) => debug!(?kind, "ignored a control message"),
+        }
+    }
+
+    /// For the time when the agent is away. Awaited in its turn, so that an agent that tells
+    /// news without end waits for the database, and nobody else does.
+    async fn record_status(&self, cluster: &str, status: &Status) {
+        let recorded = self.shared.authority.record_status(
+            cluster,
+            &status.kubernetes_version,
+            &status.agent_version,
+        );
+        match tokio::time::timeout(RECORD, recorded).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => warn!(%error, "cannot record an agent's status"),
+            Err(_) => warn!("recording an agent's status took too long"),
         }
     }
 
@@ -352,6 +374,12 @@ impl Session {
     }
 }
 
+/// `NAME/VERSION`, as peers introduce themselves.
+fn version_of(software: &str) -> String {
+    let version = software.rsplit_once('/').map_or("", |(_, version)| version);
+    short(version.to_owned())
+}
+
 /// What an agent says of itself is shown to every user, so it may not be long.
 fn short(mut text: String) -> String {
     const MOST: usize = 256;
@@ -363,9 +391,9 @@ fn short(mut text: String) -> String {
     text
 }
 
-/// Ends at a moment of the wall clock.
-async fn until(end: SystemTime) {
-    while let Ok(left) = end.duration_since(SystemTime::now()) {
+/// Ends at a moment of the authority's clock.
+async fn until(end: SystemTime, now: impl Fn() -> SystemTime) {
+    while let Ok(left) = end.duration_since(now()) {
         if left.is_zero() {
             return;
         }
@@ -383,8 +411,18 @@ mod tests {
         assert_eq!(short("é".repeat(200)).len(), 256);
     }
 
-    #[tokio::test]
-    async fn a_certificate_that_has_ended_does_not_wait() {
-        until(SystemTime::now() - Duration::from_secs(1)).await;
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_that_was_set_is_noticed() {
+        let start = SystemTime::now();
+        let looks = std::cell::Cell::new(0);
+        let clock = || {
+            looks.set(looks.get() + 1);
+            // A year to go; at the second look it has passed.
+            start + Duration::from_secs(400 * 86_400 * (looks.get() - 1))
+        };
+        let waited = tokio::time::Instant::now();
+        until(start + Duration::from_secs(365 * 86_400), clock).await;
+        assert_eq!(looks.get(), 2);
+        assert_eq!(waited.elapsed(), CLOCK_CHECK);
     }
 }

@@ -49,8 +49,19 @@ impl Tunnel {
             .clone()
     }
 
-    pub fn set_status(&self, status: Status) {
-        *self.status.lock().unwrap_or_else(PoisonError::into_inner) = Some(status);
+    /// Gives back what was known before.
+    pub fn set_status(&self, status: Status) -> Option<Status> {
+        self.status
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .replace(status)
+    }
+}
+
+impl Status {
+    pub(crate) fn same_versions(&self, other: &Self) -> bool {
+        self.kubernetes_version == other.kubernetes_version
+            && self.agent_version == other.agent_version
     }
 }
 

@@ -1,0 +1,164 @@
+//! Tokens redeemed over HTTP.
+
+use std::time::Duration;
+
+use throwline_certs::authority::Subject;
+use throwline_certs::enrol::{self, EnrolRequest};
+use throwline_certs::{EnrolmentToken, PendingIdentity};
+
+use crate::harness::{Setup, World};
+use crate::raw::{self, Answer};
+
+async fn token(world: &World, life: Duration) -> EnrolmentToken {
+    let subject = Subject::Cluster("prod".into());
+    world
+        .authority
+        .create_token(&subject, life, &world.url)
+        .await
+        .unwrap()
+}
+
+fn body(token: &EnrolmentToken) -> String {
+    serde_json::to_string(&EnrolRequest {
+        secret: token.secret.expose(),
+        csr: PendingIdentity::generate().unwrap().csr_pem(),
+    })
+    .unwrap()
+}
+
+async fn enroll(world: &World, body: &str) -> Answer {
+    raw::post(world.address, "/v1/enroll", body).await
+}
+
+#[tokio::test]
+async fn a_pasted_token_becomes_an_identity_that_can_dial() {
+    let world = World::new().await;
+    let token = token(&world, Duration::from_secs(60)).await;
+    let enrolled = enrol::redeem(&token, None).await.unwrap();
+    assert_eq!(enrolled.identity.id().name(), "prod");
+    let agent = world.agent(&enrolled.identity).await;
+    drop(agent);
+    assert!(enrol::redeem(&token, None).await.is_err());
+    world.end().await;
+}
+
+/// Case 13.
+#[tokio::test]
+async fn of_fifty_at_once_exactly_one_wins() {
+    let world = World::new().await;
+    let token = token(&world, Duration::from_secs(60)).await;
+    let attempts = (0..50).map(|_| {
+        let token = token.clone();
+        tokio::spawn(async move { enrol::redeem(&token, None).await.is_ok() })
+    });
+    let attempts: Vec<_> = attempts.collect();
+    let mut winners = 0;
+    for attempt in attempts {
+        winners += usize::from(attempt.await.unwrap());
+    }
+    assert_eq!(winners, 1);
+    let outcome = |outcome| {
+        world.metric(&format!(
+            r#"throwline_relay_enrolments_total{{outcome="{outcome}"}}"#
+        ))
+    };
+    assert_eq!((outcome("issued"), outcome("redeemed")), (1.0, 49.0));
+    world.end().await;
+}
+
+#[tokio::test]
+async fn each_bad_attempt_is_told_what_is_wrong() {
+    let world = World::plaintext().await;
+    let good = token(&world, Duration::from_secs(60)).await;
+    let expired = token(&world, Duration::ZERO).await;
+    let redeemed = token(&world, Duration::from_secs(60)).await;
+    assert_eq!(enroll(&world, &body(&redeemed)).await.status, 200);
+
+    let mut unknown = good.clone();
+    unknown.secret = throwline_certs::Secret::generate();
+    let secret = good.secret.expose();
+    for (what, body, status, code) in [
+        ("unknown", body(&unknown), 403, enrol::code::UNKNOWN),
+        ("expired", body(&expired), 403, enrol::code::EXPIRED),
+        ("redeemed", body(&redeemed), 409, enrol::code::REDEEMED),
+        (
+            "not a secret",
+            r#"{"secret":"x","csr":"y"}"#.into(),
+            403,
+            enrol::code::UNKNOWN,
+        ),
+        ("not JSON", "{".into(), 400, enrol::code::BAD_REQUEST),
+        (
+            "not a request",
+            format!(r#"{{"secret":"{secret}","csr":"nonsense"}}"#),
+            400,
+            enrol::code::BAD_REQUEST,
+        ),
+        (
+            "too long",
+            "x".repeat(17 * 1024),
+            413,
+            enrol::code::BAD_REQUEST,
+        ),
+    ] {
+        let answer = enroll(&world, &body).await;
+        assert_eq!(
+            (answer.status, answer.code().as_str()),
+            (status, code),
+            "{what}"
+        );
+    }
+    // None of that has used the good one up.
+    let answer = enroll(&world, &body(&good)).await;
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    let answer: enrol::EnrolAnswer = serde_json::from_str(&answer.body).unwrap();
+    assert!(answer.chain.contains("BEGIN CERTIFICATE"));
+    assert!(answer.ca.contains("BEGIN CERTIFICATE"));
+    world.end().await;
+}
+
+#[tokio::test]
+async fn an_address_that_tries_too_often_has_to_wait() {
+    let world = World::with(Setup {
+        tls: Some(throwline_relay::Tls::Plaintext),
+        configure: Box::new(|config| {
+            config.limits.enrolment_burst = 3;
+            config.limits.enrolments_per_minute = 1;
+        }),
+        ..Setup::default()
+    })
+    .await;
+    for _ in 0..3 {
+        assert_eq!(enroll(&world, "{}").await.status, 400);
+    }
+    let answer = enroll(&world, "{}").await;
+    assert_eq!((answer.status, answer.code().as_str()), (429, "limit"));
+    let wait: u64 = answer.headers["retry-after"].parse().unwrap();
+    assert!((1..=60).contains(&wait), "{wait}");
+    world.end().await;
+}
+
+#[tokio::test]
+async fn behind_a_balancer_each_client_has_its_own_rate() {
+    let world = World::with(Setup {
+        tls: Some(throwline_relay::Tls::Plaintext),
+        configure: Box::new(|config| {
+            config.trust_forwarded_for = true;
+            config.limits.enrolment_burst = 1;
+            config.limits.enrolments_per_minute = 1;
+        }),
+        ..Setup::default()
+    })
+    .await;
+    let from = |client: &str| {
+        let request = format!(
+            "POST /v1/enroll HTTP/1.1\r\nHost: relay\r\nX-Forwarded-For: 203.0.113.9, {client}\r\n\
+             Content-Length: 2\r\n\r\n{{}}"
+        );
+        async move { raw::send(world.address, request.as_bytes()).await.status }
+    };
+    assert_eq!(from("192.0.2.1").await, 400);
+    assert_eq!(from("192.0.2.1").await, 429);
+    assert_eq!(from("192.0.2.2").await, 400);
+    world.end().await;
+}

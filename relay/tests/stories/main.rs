@@ -1,0 +1,16 @@
+//! Stories of the relay, told with real carriers over loopback.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a helper's surprise is a test's failure"
+)]
+
+mod baseline;
+mod enrolment;
+mod flood;
+mod handshake;
+mod harness;
+mod lifetime;
+mod limits;
+mod raw;
+mod routing;
