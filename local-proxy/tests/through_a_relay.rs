@@ -1,6 +1,11 @@
 //! The whole local proxy against a relay and an agent built from the same parts: enrolled identity,
 //! carrier, line, sealed session, and what happens when the carrier is lost.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "a step that cannot be taken fails the test"
+)]
+
 use bytes::Bytes;
 use http::{Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Full};

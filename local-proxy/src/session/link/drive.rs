@@ -16,6 +16,7 @@ use throwline_tunnel::{
         wire::CONTROL_CAP,
     },
 };
+use tokio::task::JoinSet;
 use tokio::time::{Instant, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -49,6 +50,8 @@ impl Link {
     }
 
     async fn run(&self) {
+        // They end with this function.
+        let mut retired = JoinSet::new();
         let mut backoff = Backoff::new(backoff::Config::default());
         loop {
             while !self.is_used() {
@@ -66,7 +69,7 @@ impl Link {
             };
             while let Some(connection) = next.take() {
                 let since = Instant::now();
-                match self.hold(connection).await {
+                match self.hold(connection, &mut retired).await {
                     Ended::Replaced(successor) => next = Some(successor),
                     Ended::Lost | Ended::Idle => {
                         self.0.state.send_replace(State::Down { last: None });
@@ -92,7 +95,7 @@ impl Link {
     }
 
     /// Lets a carrier serve until it ends or has a successor.
-    async fn hold(&self, connection: Connection) -> Ended {
+    async fn hold(&self, connection: Connection, retired: &mut JoinSet<()>) -> Ended {
         let Connection {
             carrier,
             mut incoming,
@@ -158,7 +161,8 @@ impl Link {
             // the next look.
             match self.0.dial().await {
                 Ok(successor) => {
-                    tokio::spawn(retire(carrier, incoming));
+                    while retired.try_join_next().is_some() {}
+                    retired.spawn(retire(carrier, incoming));
                     return Ended::Replaced(successor);
                 }
                 Err(failure) => tracing::warn!(%failure, "cannot replace the carrier yet"),
