@@ -5,6 +5,7 @@ mod discovery;
 mod list;
 mod negotiate;
 mod objects;
+mod protobuf;
 mod reviews;
 mod watch;
 
@@ -93,7 +94,10 @@ async fn resource(
     }
     match (request.method().clone(), sub) {
         (Method::GET, "log") => runtime::log::serve(cluster, &call),
-        (Method::POST, "eviction") => delete::delete(cluster, &call, Value::Null),
+        (Method::POST, "eviction") => {
+            let body = read_object(request).await?;
+            delete::delete(cluster, &call, body)
+        }
         (Method::POST, "token") => {
             let body = read_object(request).await?;
             reviews::issue_token(cluster, &call, body)
@@ -118,8 +122,9 @@ async fn resource(
             delete::delete_collection(cluster, &call)
         }
         (Method::DELETE, "") => {
+            let content_type = content_type(&request);
             let body = read(request).await?;
-            let options = if body.is_empty() { Value::Null } else { parse(&body, "application/json")? };
+            let options = if body.is_empty() { Value::Null } else { parse(&body, &content_type)? };
             delete::delete(cluster, &call, options)
         }
         _ => Err(Failure::method_not_allowed()),
@@ -175,6 +180,7 @@ async fn read_object(request: Request<Incoming>) -> Result<Value, Failure> {
 pub(crate) fn parse(body: &[u8], content_type: &str) -> Result<Value, Failure> {
     let parsed = match content_type {
         "" | "application/json" => serde_json::from_slice::<Value>(body).map_err(|error| error.to_string()),
+        "application/vnd.kubernetes.protobuf" => return protobuf::decode(body),
         "application/yaml" => serde_norway::from_slice::<Value>(body).map_err(|error| error.to_string()),
         other => {
             return Err(Failure::new(

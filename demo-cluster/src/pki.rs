@@ -48,6 +48,7 @@ impl Pki {
         &self.pem
     }
 
+    /// A client's certificate with at most two groups; users with more get a token.
     pub(crate) fn client(&self, user: &str, groups: &[String]) -> Result<ClientPair, Error> {
         let key = new_key()?;
         let mut params = params(user, groups);
@@ -122,8 +123,10 @@ fn params(common_name: &str, organisations: &[String]) -> CertificateParams {
     params.not_after = now + LIFE;
     let mut subject = rcgen::DistinguishedName::new();
     subject.push(DnType::CommonName, common_name);
-    for organisation in organisations {
-        subject.push(DnType::OrganizationName, organisation.as_str());
+    for (index, organisation) in organisations.iter().enumerate() {
+        // rcgen keeps one value for each type; the same type by its number is another to it.
+        let kind = if index == 0 { DnType::OrganizationName } else { DnType::CustomDnType(vec![2, 5, 4, 10]) };
+        subject.push(kind, organisation.as_str());
     }
     params.distinguished_name = subject;
     params

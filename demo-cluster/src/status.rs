@@ -67,10 +67,6 @@ impl Failure {
         )
     }
 
-    pub(crate) fn expired() -> Self {
-        Self::new(410, "Expired", "The resourceVersion for the provided watch is too old.")
-    }
-
     /// A validation error; each cause is the field, the machine-readable reason and the message.
     pub(crate) fn invalid(kind: &Kind, name: &str, causes: &[(String, &'static str, String)]) -> Self {
         let said: Vec<String> = causes.iter().map(|(field, _, message)| format!("{field}: {message}")).collect();
@@ -82,10 +78,6 @@ impl Failure {
             .collect();
         Self::new(422, "Invalid", format!("{}{group} {name:?} is invalid: {said}", kind.kind))
             .details(json!({"name": name, "group": kind.group, "kind": kind.kind, "causes": causes}))
-    }
-
-    pub(crate) fn unavailable(message: impl Into<String>) -> Self {
-        Self::new(503, "ServiceUnavailable", message)
     }
 
     pub(crate) fn internal(message: impl Into<String>) -> Self {
@@ -109,11 +101,7 @@ impl Failure {
     }
 
     pub(crate) fn into_response(self) -> Response<Body> {
-        let mut response = answer(self.code, &self.to_json());
-        if self.code == 429 || self.code == 503 {
-            response.headers_mut().insert(header::RETRY_AFTER, http::HeaderValue::from_static("1"));
-        }
-        response
+        answer(self.code, &self.to_json())
     }
 }
 
