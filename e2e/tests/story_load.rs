@@ -59,7 +59,6 @@ struct Loaded {
 async fn stage() -> Result<Loaded> {
     let dir = private_dir()?;
     let backend = Backend::start(dir.path()).await?;
-    // The processes are measured, so they log what they would in production.
     let world = Builder::default()
         .agent_kubeconfig(&backend.kubeconfig)
         .start()
@@ -129,7 +128,7 @@ async fn a_gib_each_way(stage: Arc<Loaded>) -> Result<()> {
     }
     // The body is all x; its framing and head hold few.
     ensure!(
-        payload >= GIB && payload < GIB + 4096,
+        (GIB..GIB + 4096).contains(&payload),
         "{payload} of {total} bytes"
     );
 

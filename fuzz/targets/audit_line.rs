@@ -5,8 +5,9 @@
 #[path = "../../agent/src/attributes.rs"]
 mod attributes;
 #[allow(dead_code, unused_imports, reason = "the crate uses more of it than this target")]
+#[path = "."]
 mod audit {
-    #[path = "../../../agent/src/audit/event.rs"]
+    #[path = "../../agent/src/audit/event.rs"]
     pub mod event;
 }
 #[allow(dead_code, unused_imports, reason = "the crate uses more of it than this target")]

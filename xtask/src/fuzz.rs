@@ -50,16 +50,18 @@ pub(crate) fn targets(root: &Path) -> Result<Vec<String>> {
 pub(crate) fn build(root: &Path) -> Result<bool> {
     run::shown(
         run::cargo(root)
-            .args([
-                "build",
-                "--release",
-                "--manifest-path",
-                "fuzz/Cargo.toml",
-                "--target-dir",
-                "fuzz/target",
-            ])
+            .args(["build", "--release", "--manifest-path", "fuzz/Cargo.toml"])
+            .args(["--target-dir", "fuzz/target", "--target", &host()?])
             .env("RUSTFLAGS", FLAGS.join(" ")),
     )
+}
+
+/// This machine's target triple. Naming it keeps the flags from build scripts and macros, which
+/// could not be linked with them.
+fn host() -> Result<String> {
+    let version = run::quiet(Command::new("rustc").arg("-vV"))?;
+    let host = version.lines().find_map(|line| line.strip_prefix("host: "));
+    Ok(host.context("rustc does not name its host")?.to_owned())
 }
 
 /// Runs the named targets two at once, and says for each whether it held.
@@ -107,7 +109,7 @@ fn one(root: &Path, name: &str, each: Duration) -> Result<bool> {
     }
     let log = root.join("fuzz/target").join(format!("{name}.log"));
     let output = std::fs::File::create(&log)?;
-    let mut command = Command::new(binary(root, name));
+    let mut command = Command::new(binary(root, name)?);
     command
         .arg(format!("-max_total_time={}", each.as_secs()))
         .arg(format!("-rss_limit_mb={MEMORY_MIB}"))
@@ -137,6 +139,10 @@ fn one(root: &Path, name: &str, each: Duration) -> Result<bool> {
     Ok(status.success())
 }
 
-fn binary(root: &Path, name: &str) -> PathBuf {
-    root.join("fuzz/target/release").join(name)
+fn binary(root: &Path, name: &str) -> Result<PathBuf> {
+    Ok(root
+        .join("fuzz/target")
+        .join(host()?)
+        .join("release")
+        .join(name))
 }
