@@ -40,7 +40,9 @@ pub(crate) async fn read<IO: AsyncRead + Unpin>(
     within: Duration,
 ) -> Result<Bytes, HeadError> {
     let mut head = BytesMut::with_capacity(4 * 1024);
-    let first = tokio::time::timeout(idle, io.read_buf(&mut head)).await.map_err(|_| HeadError::Idle)?;
+    let first = tokio::time::timeout(idle, io.read_buf(&mut head))
+        .await
+        .map_err(|_| HeadError::Idle)?;
     if first.map_err(HeadError::Cut)? == 0 {
         return Err(HeadError::Unused);
     }
@@ -61,17 +63,24 @@ pub(crate) async fn read<IO: AsyncRead + Unpin>(
             }
         }
     };
-    tokio::time::timeout(within, reading).await.map_err(|_| HeadError::Slow(within))??;
+    tokio::time::timeout(within, reading)
+        .await
+        .map_err(|_| HeadError::Slow(within))??;
     Ok(head.freeze())
 }
 
 /// The end of the head by the strict reading, or of what a forgiving parser would take for one, so
 /// that a head with bare line feeds is refused at once instead of waited for.
 fn end_of_head(bytes: &[u8], from: usize) -> Option<usize> {
-    (from..bytes.len()).find(|&at| bytes[at..].starts_with(b"\r\n\r\n")).map(|at| at + 4).or_else(|| {
-        let lenient = |at: &usize| bytes[*at..].starts_with(b"\n\n") || bytes[*at..].starts_with(b"\n\r\n");
-        (from..bytes.len()).find(lenient).map(|at| at + 2)
-    })
+    (from..bytes.len())
+        .find(|&at| bytes[at..].starts_with(b"\r\n\r\n"))
+        .map(|at| at + 4)
+        .or_else(|| {
+            let lenient = |at: &usize| {
+                bytes[*at..].starts_with(b"\n\n") || bytes[*at..].starts_with(b"\n\r\n")
+            };
+            (from..bytes.len()).find(lenient).map(|at| at + 2)
+        })
 }
 
 /// Refuses a head that has two readings.
@@ -81,7 +90,9 @@ pub(crate) fn check(head: &[u8]) -> Result<(), HeadError> {
     let (mut lengths, mut encodings, mut hosts) = (0, 0, 0);
     let mut is_request_line = true;
     while let Some(at) = rest.iter().position(|byte| *byte == b'\n') {
-        let Some(line) = rest[..at].strip_suffix(b"\r") else { return bad("a line ends without a carriage return") };
+        let Some(line) = rest[..at].strip_suffix(b"\r") else {
+            return bad("a line ends without a carriage return");
+        };
         rest = &rest[at + 1..];
         if line.iter().any(|byte| matches!(byte, b'\r' | 0)) {
             return bad("a line holds a stray carriage return or a zero byte");
@@ -98,7 +109,9 @@ pub(crate) fn check(head: &[u8]) -> Result<(), HeadError> {
         if matches!(line[0], b' ' | b'\t') {
             return bad("a header is folded over two lines");
         }
-        let Some(colon) = line.iter().position(|byte| *byte == b':') else { return bad("a header has no colon") };
+        let Some(colon) = line.iter().position(|byte| *byte == b':') else {
+            return bad("a header has no colon");
+        };
         let name = &line[..colon];
         if name.is_empty() || name.iter().any(|byte| !byte.is_ascii_graphic()) {
             return bad("a header's name holds white space");
@@ -133,7 +146,11 @@ impl<IO> Rewound<IO> {
 }
 
 impl<IO: AsyncRead + Unpin> AsyncRead for Rewound<IO> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         if self.first.is_empty() {
             return Pin::new(&mut self.io).poll_read(cx, buffer);
         }
@@ -149,7 +166,11 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Rewound<IO> {
 }
 
 impl<IO: AsyncWrite + Unpin> AsyncWrite for Rewound<IO> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.io).poll_write(cx, bytes)
     }
 
@@ -200,7 +221,10 @@ mod tests {
             "GET / HTTP/1.1\r\nX: a\0b\r\n\r\n",
             "\r\nGET / HTTP/1.1\r\n\r\n",
         ] {
-            assert!(matches!(check(head.as_bytes()), Err(HeadError::Malformed(_))), "{head:?}");
+            assert!(
+                matches!(check(head.as_bytes()), Err(HeadError::Malformed(_))),
+                "{head:?}"
+            );
         }
         check(b"POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\nX-Stream-Protocol-Version: v4\r\n\r\n").unwrap();
     }
@@ -217,18 +241,30 @@ mod tests {
         };
         let (head, ()) = tokio::join!(read(&mut far, SECOND, SECOND), write);
         let mut all = Vec::new();
-        Rewound::new(head.unwrap(), far).read_to_end(&mut all).await.unwrap();
+        Rewound::new(head.unwrap(), far)
+            .read_to_end(&mut all)
+            .await
+            .unwrap();
         assert_eq!(all, sent);
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_dripping_head_ends_in_time_and_a_spare_may_wait() {
         let (mut near, mut far) = tokio::io::duplex(1 << 20);
-        assert!(matches!(read(&mut far, SECOND, SECOND).await, Err(HeadError::Idle)));
+        assert!(matches!(
+            read(&mut far, SECOND, SECOND).await,
+            Err(HeadError::Idle)
+        ));
         near.write_all(b"GET / HTTP/1.1\r\n").await.unwrap();
-        assert!(matches!(read(&mut far, SECOND, SECOND).await, Err(HeadError::Slow(_))));
+        assert!(matches!(
+            read(&mut far, SECOND, SECOND).await,
+            Err(HeadError::Slow(_))
+        ));
         near.write_all(&vec![b'a'; 2 * MAX]).await.unwrap();
-        assert!(matches!(read(&mut far, SECOND, SECOND).await, Err(HeadError::TooLarge)));
+        assert!(matches!(
+            read(&mut far, SECOND, SECOND).await,
+            Err(HeadError::TooLarge)
+        ));
         near.write_all(b"GET / HTTP/1.1\nX: y\n\n").await.unwrap();
         drop(near);
     }
@@ -237,7 +273,10 @@ mod tests {
     async fn a_session_that_ends_unused_is_no_fault() {
         let (near, mut far) = tokio::io::duplex(16);
         drop(near);
-        assert!(matches!(read(&mut far, SECOND, SECOND).await, Err(HeadError::Unused)));
+        assert!(matches!(
+            read(&mut far, SECOND, SECOND).await,
+            Err(HeadError::Unused)
+        ));
     }
 
     proptest! {

@@ -2,7 +2,8 @@
 //! a connection instead of a request.
 
 use http::header::{
-    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, SEC_WEBSOCKET_PROTOCOL, TRANSFER_ENCODING,
+    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, SEC_WEBSOCKET_PROTOCOL,
+    TRANSFER_ENCODING,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Version};
 
@@ -28,19 +29,27 @@ pub(super) fn check_framing(headers: &HeaderMap, version: Version) -> Result<(),
     let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
     let length = lengths.next();
     if lengths.next().is_some() {
-        return Err(Refusal::bad_request("the request has more than one content-length"));
+        return Err(Refusal::bad_request(
+            "the request has more than one content-length",
+        ));
     }
-    if length.is_some_and(|length| length.is_empty() || !length.as_bytes().iter().all(u8::is_ascii_digit)) {
+    if length.is_some_and(|length| {
+        length.is_empty() || !length.as_bytes().iter().all(u8::is_ascii_digit)
+    }) {
         return Err(Refusal::bad_request("the content-length is not a number"));
     }
     let mut encodings = headers.get_all(TRANSFER_ENCODING).iter();
     if let Some(encoding) = encodings.next() {
         if length.is_some() {
-            return Err(Refusal::bad_request("the request has both a content-length and a transfer-encoding"));
+            return Err(Refusal::bad_request(
+                "the request has both a content-length and a transfer-encoding",
+            ));
         }
         let chunked = encoding.as_bytes().eq_ignore_ascii_case(b"chunked");
         if version != Version::HTTP_11 || !chunked || encodings.next().is_some() {
-            return Err(Refusal::bad_request("the only transfer-encoding that passes is one \"chunked\" on HTTP/1.1"));
+            return Err(Refusal::bad_request(
+                "the only transfer-encoding that passes is one \"chunked\" on HTTP/1.1",
+            ));
         }
     }
     if headers.get_all(HOST).iter().count() > 1 {
@@ -54,19 +63,30 @@ pub(super) fn check_framing(headers: &HeaderMap, version: Version) -> Result<(),
 /// A client must not use it to have a header removed by which the request is understood
 /// (CVE-2021-31999, CVE-2022-23652, CVE-2025-48865).
 pub(super) fn named_by_connection(headers: &HeaderMap) -> Result<Vec<HeaderName>, Refusal> {
-    if headers.get_all(CONNECTION).iter().any(|value| value.to_str().is_err()) {
+    if headers
+        .get_all(CONNECTION)
+        .iter()
+        .any(|value| value.to_str().is_err())
+    {
         return Err(Refusal::bad_request("the connection header is not ASCII"));
     }
     let mut named = Vec::new();
     for token in tokens(headers, &CONNECTION) {
         let Ok(name) = HeaderName::from_bytes(token.as_bytes()) else {
-            return Err(Refusal::bad_request("the connection header names something that is no header"));
+            return Err(Refusal::bad_request(
+                "the connection header names something that is no header",
+            ));
         };
         let plain = name.as_str().replace('_', "-");
         let protected = is_identity(&plain)
-            || matches!(plain.as_str(), "authorization" | "host" | "content-length" | "transfer-encoding");
+            || matches!(
+                plain.as_str(),
+                "authorization" | "host" | "content-length" | "transfer-encoding"
+            );
         if protected {
-            return Err(Refusal::bad_request(format!("the connection header must not name {name}")));
+            return Err(Refusal::bad_request(format!(
+                "the connection header must not name {name}"
+            )));
         }
         named.push(name);
     }
@@ -76,7 +96,9 @@ pub(super) fn named_by_connection(headers: &HeaderMap) -> Result<Vec<HeaderName>
 /// Refuses names with `_`, which CGI-like back ends read as `-`.
 pub(super) fn check_names(headers: &HeaderMap) -> Result<(), Refusal> {
     match headers.keys().find(|name| name.as_str().contains('_')) {
-        Some(name) => Err(Refusal::bad_request(format!("header names with \"_\" do not pass: {name}"))),
+        Some(name) => Err(Refusal::bad_request(format!(
+            "header names with \"_\" do not pass: {name}"
+        ))),
         None => Ok(()),
     }
 }
@@ -105,7 +127,10 @@ pub(super) fn is_identity(name: &str) -> bool {
 }
 
 /// The comma-separated members of all headers of that name; those which are not text are skipped.
-pub(super) fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
+pub(super) fn tokens<'a>(
+    headers: &'a HeaderMap,
+    name: &HeaderName,
+) -> impl Iterator<Item = &'a str> {
     headers
         .get_all(name)
         .iter()
@@ -117,7 +142,9 @@ pub(super) fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iter
 
 /// Whether the head announces a body.
 pub(super) fn announces_body(headers: &HeaderMap) -> bool {
-    let length = headers.get(CONTENT_LENGTH).is_some_and(|length| length.as_bytes().iter().any(|digit| *digit != b'0'));
+    let length = headers
+        .get(CONTENT_LENGTH)
+        .is_some_and(|length| length.as_bytes().iter().any(|digit| *digit != b'0'));
     length || headers.contains_key(TRANSFER_ENCODING)
 }
 
@@ -148,6 +175,14 @@ fn without_bearer(value: &HeaderValue) -> Option<HeaderValue> {
     if !members().any(is_bearer) {
         return Some(value.clone());
     }
-    let kept = members().filter(|token| !is_bearer(token)).map(<[u8]>::trim_ascii).collect::<Vec<_>>().join(&b", "[..]);
-    if kept.is_empty() { None } else { HeaderValue::from_bytes(&kept).ok() }
+    let kept = members()
+        .filter(|token| !is_bearer(token))
+        .map(<[u8]>::trim_ascii)
+        .collect::<Vec<_>>()
+        .join(&b", "[..]);
+    if kept.is_empty() {
+        None
+    } else {
+        HeaderValue::from_bytes(&kept).ok()
+    }
 }

@@ -17,7 +17,8 @@ pub struct User {
 
 const USER: HeaderName = HeaderName::from_static("impersonate-user");
 const GROUP: HeaderName = HeaderName::from_static("impersonate-group");
-const CREDENTIAL: HeaderName = HeaderName::from_static("impersonate-extra-throwline.dev%2fcredential-id");
+const CREDENTIAL: HeaderName =
+    HeaderName::from_static("impersonate-extra-throwline.dev%2fcredential-id");
 
 /// The name of the extra, as it appears in audits and in RBAC (`userextras/…`).
 pub(crate) const CREDENTIAL_EXTRA: &str = "throwline.dev/credential-id";
@@ -25,7 +26,10 @@ pub(crate) const CREDENTIAL_EXTRA: &str = "throwline.dev/credential-id";
 /// Refuses a client's own impersonation: it would be checked against the agent's rights, which are
 /// those of everyone together.
 pub(super) fn refuse_impersonation(headers: &HeaderMap, user: &User) -> Result<(), Refusal> {
-    if headers.keys().any(|name| name.as_str().starts_with("impersonate-")) {
+    if headers
+        .keys()
+        .any(|name| name.as_str().starts_with("impersonate-"))
+    {
         return Err(Refusal::forbidden(format!(
             "--as, --as-group and --as-uid are not available through throwline yet: the agent itself acts as \"{}\" \
              and cannot check whether that user may act as someone else",
@@ -37,16 +41,24 @@ pub(super) fn refuse_impersonation(headers: &HeaderMap, user: &User) -> Result<(
 
 /// Sets the identity; nothing of an earlier one remains.
 pub(super) fn set(headers: &mut HeaderMap, user: &User) -> Result<(), Refusal> {
-    let stale: Vec<HeaderName> = headers.keys().filter(|name| is_identity(name.as_str())).cloned().collect();
+    let stale: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| is_identity(name.as_str()))
+        .cloned()
+        .collect();
     for name in stale {
         headers.remove(name);
     }
     if user.name.is_empty() {
-        return Err(Refusal::forbidden("the session's certificate names no user"));
+        return Err(Refusal::forbidden(
+            "the session's certificate names no user",
+        ));
     }
     // A name of the cluster's own components would give their rights, whatever RBAC says of people.
     if user.name.starts_with("system:") {
-        return Err(Refusal::forbidden("users whose names begin with \"system:\" do not pass through throwline"));
+        return Err(Refusal::forbidden(
+            "users whose names begin with \"system:\" do not pass through throwline",
+        ));
     }
     if user.groups.iter().any(|group| group == "system:masters") {
         return Err(Refusal::forbidden(
@@ -70,5 +82,9 @@ fn value(what: &str, text: &str) -> Result<HeaderValue, Refusal> {
     clean
         .then(|| HeaderValue::from_bytes(text.as_bytes()).ok())
         .flatten()
-        .ok_or_else(|| Refusal::forbidden(format!("the session's certificate has a {what} that cannot be passed on")))
+        .ok_or_else(|| {
+            Refusal::forbidden(format!(
+                "the session's certificate has a {what} that cannot be passed on"
+            ))
+        })
 }

@@ -48,18 +48,29 @@ pub struct Refusal {
 
 impl Refusal {
     pub(crate) fn bad_request(message: impl Into<String>) -> Self {
-        Self { status: StatusCode::BAD_REQUEST, reason: "BadRequest", message: message.into() }
+        Self {
+            status: StatusCode::BAD_REQUEST,
+            reason: "BadRequest",
+            message: message.into(),
+        }
     }
 
     pub(crate) fn forbidden(message: impl Into<String>) -> Self {
-        Self { status: StatusCode::FORBIDDEN, reason: "Forbidden", message: message.into() }
+        Self {
+            status: StatusCode::FORBIDDEN,
+            reason: "Forbidden",
+            message: message.into(),
+        }
     }
 
     fn method_not_allowed(method: &Method) -> Self {
         Self {
             status: StatusCode::METHOD_NOT_ALLOWED,
             reason: "MethodNotAllowed",
-            message: format!("the method {} does not pass through throwline", method.as_str()),
+            message: format!(
+                "the method {} does not pass through throwline",
+                method.as_str()
+            ),
         }
     }
 }
@@ -86,25 +97,35 @@ pub fn decide(head: &Parts, user: &User) -> Result<Forward, Refusal> {
         headers.insert(UPGRADE, protocol.clone());
     }
     identity::set(&mut headers, user)?;
-    Ok(Forward { kind, method: head.method.clone(), target, headers })
+    Ok(Forward {
+        kind,
+        method: head.method.clone(),
+        target,
+        headers,
+    })
 }
 
 /// An upgrade is one only on HTTP/1.1, when `Connection` says so, to one of the two protocols that
 /// Kubernetes speaks; anything else is a plain request without those headers.
 fn upgrade_of(head: &Parts) -> Result<Kind, Refusal> {
     let asked = head.version == Version::HTTP_11
-        && headers::tokens(&head.headers, &CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade"));
+        && headers::tokens(&head.headers, &CONNECTION)
+            .any(|token| token.eq_ignore_ascii_case("upgrade"));
     let mut protocols = head.headers.get_all(UPGRADE).iter();
     let (true, Some(protocol), None) = (asked, protocols.next(), protocols.next()) else {
         return Ok(Kind::Plain);
     };
-    let known = [&b"websocket"[..], b"spdy/3.1"].iter().any(|name| protocol.as_bytes().eq_ignore_ascii_case(name));
+    let known = [&b"websocket"[..], b"spdy/3.1"]
+        .iter()
+        .any(|name| protocol.as_bytes().eq_ignore_ascii_case(name));
     if !known {
         return Ok(Kind::Plain);
     }
     // A body before the switch would leave its end to be found by two parsers.
     if headers::announces_body(&head.headers) {
-        return Err(Refusal::bad_request("a request that upgrades its connection must not have a body"));
+        return Err(Refusal::bad_request(
+            "a request that upgrades its connection must not have a body",
+        ));
     }
     Ok(Kind::Upgrade(protocol.clone()))
 }

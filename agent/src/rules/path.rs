@@ -24,7 +24,9 @@ pub(super) fn check(uri: &Uri, version: Version) -> Result<PathAndQuery, Refusal
     let end = structured_part(path);
     check_structure(&path[..end], end < path.len())?;
     if !target.as_str().bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err(Refusal::bad_request("the request target holds bytes that must be percent-encoded"));
+        return Err(Refusal::bad_request(
+            "the request target holds bytes that must be percent-encoded",
+        ));
     }
     Ok(target.clone())
 }
@@ -34,11 +36,23 @@ pub(super) fn check(uri: &Uri, version: Version) -> Result<PathAndQuery, Refusal
 fn structured_part(path: &str) -> usize {
     let segments: Vec<&str> = path.split('/').skip(1).take(7).collect();
     let before = match segments.as_slice() {
-        ["api", "v1", "namespaces", _, "pods" | "services", _, "proxy", ..] => 7,
+        [
+            "api",
+            "v1",
+            "namespaces",
+            _,
+            "pods" | "services",
+            _,
+            "proxy",
+            ..,
+        ] => 7,
         ["api", "v1", "nodes", _, "proxy", ..] => 5,
         _ => return path.len(),
     };
-    segments[..before].iter().map(|segment| segment.len() + 1).sum()
+    segments[..before]
+        .iter()
+        .map(|segment| segment.len() + 1)
+        .sum()
 }
 
 fn check_structure(path: &str, has_suffix: bool) -> Result<(), Refusal> {
@@ -49,14 +63,20 @@ fn check_structure(path: &str, has_suffix: bool) -> Result<(), Refusal> {
             return Err(Refusal::bad_request("the path has an empty segment"));
         }
         let Some(decoded) = decode(segment) else {
-            return Err(Refusal::bad_request("the path has a broken percent-encoding"));
+            return Err(Refusal::bad_request(
+                "the path has a broken percent-encoding",
+            ));
         };
         if decoded == b"." || decoded == b".." {
-            return Err(Refusal::bad_request("the path has a \".\" or \"..\" segment"));
+            return Err(Refusal::bad_request(
+                "the path has a \".\" or \"..\" segment",
+            ));
         }
         let separator = |byte: &u8| matches!(byte, b'/' | b'\\' | b'%') || byte.is_ascii_control();
         if decoded.iter().any(separator) {
-            return Err(Refusal::bad_request("the path hides a separator, a percent sign or a control character"));
+            return Err(Refusal::bad_request(
+                "the path hides a separator, a percent sign or a control character",
+            ));
         }
     }
     Ok(())

@@ -29,16 +29,32 @@ fn code(result: Result<Forward, Refusal>) -> u16 {
 }
 
 fn all<'a>(headers: &'a HeaderMap, name: &str) -> Vec<&'a str> {
-    headers.get_all(name).iter().map(|value| value.to_str().unwrap()).collect()
+    headers
+        .get_all(name)
+        .iter()
+        .map(|value| value.to_str().unwrap())
+        .collect()
 }
 
 #[test]
 fn the_identity_is_that_of_the_certificate() {
     let forward = get(&[("accept", "application/json"), ("user-agent", "kubectl")]).unwrap();
     assert_eq!(forward.kind, Kind::Plain);
-    assert_eq!(all(&forward.headers, "impersonate-user"), ["jane@example.com"]);
-    assert_eq!(all(&forward.headers, "impersonate-group"), ["dev", "ops, night"]);
-    assert_eq!(all(&forward.headers, "impersonate-extra-throwline.dev%2fcredential-id"), ["X509SHA256=ab"]);
+    assert_eq!(
+        all(&forward.headers, "impersonate-user"),
+        ["jane@example.com"]
+    );
+    assert_eq!(
+        all(&forward.headers, "impersonate-group"),
+        ["dev", "ops, night"]
+    );
+    assert_eq!(
+        all(
+            &forward.headers,
+            "impersonate-extra-throwline.dev%2fcredential-id"
+        ),
+        ["X509SHA256=ab"]
+    );
     assert_eq!(all(&forward.headers, "accept"), ["application/json"]);
     assert_eq!(all(&forward.headers, "user-agent"), ["kubectl"]);
     assert_eq!(forward.headers.len(), 6);
@@ -59,7 +75,11 @@ fn a_request_without_an_identity_or_with_a_dangerous_one_is_refused() {
         ("jane", vec![" dev"]),
         ("jane", vec!["dev\t"]),
     ] {
-        let user = User { name: name.into(), groups: groups.into_iter().map(Into::into).collect(), credential: None };
+        let user = User {
+            name: name.into(),
+            groups: groups.into_iter().map(Into::into).collect(),
+            credential: None,
+        };
         let refused = decide(&head("GET", "/api", &[]), &user).unwrap_err();
         assert_eq!(refused.status, StatusCode::FORBIDDEN, "{user:?}");
     }
@@ -67,10 +87,20 @@ fn a_request_without_an_identity_or_with_a_dangerous_one_is_refused() {
 
 #[test]
 fn a_clients_impersonation_is_refused_with_the_reason() {
-    for name in ["Impersonate-User", "impersonate-group", "IMPERSONATE-UID", "Impersonate-Extra-x", "Impersonate-"] {
+    for name in [
+        "Impersonate-User",
+        "impersonate-group",
+        "IMPERSONATE-UID",
+        "Impersonate-Extra-x",
+        "Impersonate-",
+    ] {
         let refused = get(&[(name, "admin")]).unwrap_err();
         assert_eq!(refused.status, StatusCode::FORBIDDEN, "{name}");
-        assert!(refused.message.contains("--as") && refused.message.contains("throwline"), "{}", refused.message);
+        assert!(
+            refused.message.contains("--as") && refused.message.contains("throwline"),
+            "{}",
+            refused.message
+        );
     }
 }
 
@@ -88,13 +118,22 @@ fn connection_cannot_take_away_what_a_request_means() {
         "not a token",
     ] {
         assert_eq!(code(get(&[("connection", token)])), 400, "{token}");
-        assert_eq!(code(get(&[("connection", "close"), ("connection", token)])), 400, "{token}");
+        assert_eq!(
+            code(get(&[("connection", "close"), ("connection", token)])),
+            400,
+            "{token}"
+        );
     }
 }
 
 #[test]
 fn what_connection_names_goes_with_it() {
-    let forward = get(&[("connection", "X-One, keep-alive"), ("x-one", "1"), ("x-two", "2")]).unwrap();
+    let forward = get(&[
+        ("connection", "X-One, keep-alive"),
+        ("x-one", "1"),
+        ("x-two", "2"),
+    ])
+    .unwrap();
     assert!(forward.headers.get("x-one").is_none() && forward.headers.get("connection").is_none());
     assert_eq!(all(&forward.headers, "x-two"), ["2"]);
 }
@@ -135,17 +174,29 @@ fn credentials_and_proxies_words_are_dropped() {
 #[test]
 fn bearer_subprotocols_are_taken_out_and_others_stay_verbatim() {
     let protocols = |values: &[&str]| {
-        let headers: Vec<_> = values.iter().map(|value| ("sec-websocket-protocol", *value)).collect();
+        let headers: Vec<_> = values
+            .iter()
+            .map(|value| ("sec-websocket-protocol", *value))
+            .collect();
         let forward = get(&headers).unwrap();
-        all(&forward.headers, "sec-websocket-protocol").into_iter().map(str::to_owned).collect::<Vec<_>>()
+        all(&forward.headers, "sec-websocket-protocol")
+            .into_iter()
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
     };
     let bearer = "base64url.bearer.authorization.k8s.io.dG9rZW4";
-    assert_eq!(protocols(&["v5.channel.k8s.io,  v4.channel.k8s.io"]), ["v5.channel.k8s.io,  v4.channel.k8s.io"]);
-    assert_eq!(protocols(&[&format!("v5.channel.k8s.io, {bearer}")]), ["v5.channel.k8s.io"]);
-    assert_eq!(protocols(&[&format!("{bearer},v4.channel.k8s.io"), "binary.k8s.io"]), [
-        "v4.channel.k8s.io",
-        "binary.k8s.io"
-    ]);
+    assert_eq!(
+        protocols(&["v5.channel.k8s.io,  v4.channel.k8s.io"]),
+        ["v5.channel.k8s.io,  v4.channel.k8s.io"]
+    );
+    assert_eq!(
+        protocols(&[&format!("v5.channel.k8s.io, {bearer}")]),
+        ["v5.channel.k8s.io"]
+    );
+    assert_eq!(
+        protocols(&[&format!("{bearer},v4.channel.k8s.io"), "binary.k8s.io"]),
+        ["v4.channel.k8s.io", "binary.k8s.io"]
+    );
     assert!(protocols(&[bearer]).is_empty());
     assert!(protocols(&[&bearer.to_uppercase()]).is_empty());
 }
@@ -161,15 +212,34 @@ fn framing_with_two_readings_is_refused() {
         &[("content-length", "")],
         &[("content-length", "0x5")],
         &[("transfer-encoding", "gzip, chunked")],
-        &[("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")],
+        &[
+            ("transfer-encoding", "chunked"),
+            ("transfer-encoding", "chunked"),
+        ],
         &[("transfer-encoding", "xchunked")],
         &[("transfer-encoding", "identity")],
         &[("host", "a"), ("host", "b")],
     ] {
-        assert_eq!(code(decide(&head("POST", "/api/v1/pods", headers), &jane())), 400, "{headers:?}");
+        assert_eq!(
+            code(decide(&head("POST", "/api/v1/pods", headers), &jane())),
+            400,
+            "{headers:?}"
+        );
     }
-    assert_eq!(code(decide(&head("POST", "/api", &[("transfer-encoding", "chunked")]), &jane())), 200);
-    assert_eq!(code(decide(&head("POST", "/api", &[("content-length", "5")]), &jane())), 200);
+    assert_eq!(
+        code(decide(
+            &head("POST", "/api", &[("transfer-encoding", "chunked")]),
+            &jane()
+        )),
+        200
+    );
+    assert_eq!(
+        code(decide(
+            &head("POST", "/api", &[("content-length", "5")]),
+            &jane()
+        )),
+        200
+    );
     let mut old = head("POST", "/api", &[("transfer-encoding", "chunked")]);
     old.version = Version::HTTP_10;
     assert_eq!(code(decide(&old, &jane())), 400);
@@ -213,7 +283,11 @@ fn paths_with_two_readings_are_refused() {
         "http://elsewhere/api",
         "*",
     ] {
-        assert_eq!(code(decide(&head("GET", path, &[]), &jane())), 400, "{path}");
+        assert_eq!(
+            code(decide(&head("GET", path, &[]), &jane())),
+            400,
+            "{path}"
+        );
     }
 }
 
@@ -249,7 +323,8 @@ fn http2_has_its_authority_apart() {
 
 #[test]
 fn an_upgrade_is_one_only_if_both_headers_say_so() {
-    let kind = |headers: &[(&str, &str)]| get(headers).map(|forward| (forward.kind, forward.headers));
+    let kind =
+        |headers: &[(&str, &str)]| get(headers).map(|forward| (forward.kind, forward.headers));
     for protocol in ["websocket", "SPDY/3.1", "WebSocket", "spdy/3.1"] {
         let (kind, headers) = kind(&[
             ("connection", "keep-alive, Upgrade"),
@@ -258,26 +333,48 @@ fn an_upgrade_is_one_only_if_both_headers_say_so() {
             ("x-stream-protocol-version", "v4.channel.k8s.io"),
         ])
         .unwrap();
-        assert_eq!(kind, Kind::Upgrade(HeaderValue::from_str(protocol).unwrap()));
+        assert_eq!(
+            kind,
+            Kind::Upgrade(HeaderValue::from_str(protocol).unwrap())
+        );
         assert_eq!(all(&headers, "upgrade"), [protocol]);
         assert_eq!(all(&headers, "connection"), ["Upgrade"]);
-        assert_eq!(all(&headers, "x-stream-protocol-version"), ["v5.channel.k8s.io", "v4.channel.k8s.io"]);
+        assert_eq!(
+            all(&headers, "x-stream-protocol-version"),
+            ["v5.channel.k8s.io", "v4.channel.k8s.io"]
+        );
     }
     for headers in [
         &[("upgrade", "websocket")][..],
         &[("connection", "upgrade")],
         &[("connection", "upgrade"), ("upgrade", "h2c")],
         &[("connection", "upgrade"), ("upgrade", "websocket, h2c")],
-        &[("connection", "upgrade"), ("upgrade", "websocket"), ("upgrade", "h2c")],
-        &[("connection", "upgrade, http2-settings"), ("upgrade", "h2c"), ("http2-settings", "x")],
+        &[
+            ("connection", "upgrade"),
+            ("upgrade", "websocket"),
+            ("upgrade", "h2c"),
+        ],
+        &[
+            ("connection", "upgrade, http2-settings"),
+            ("upgrade", "h2c"),
+            ("http2-settings", "x"),
+        ],
     ] {
         let (kind, kept) = kind(headers).unwrap();
         assert_eq!(kind, Kind::Plain, "{headers:?}");
         assert!(kept.get("upgrade").is_none() && kept.get("http2-settings").is_none());
     }
-    let with_body = [("connection", "upgrade"), ("upgrade", "SPDY/3.1"), ("content-length", "10")];
+    let with_body = [
+        ("connection", "upgrade"),
+        ("upgrade", "SPDY/3.1"),
+        ("content-length", "10"),
+    ];
     assert_eq!(code(get(&with_body)), 400);
-    let empty = [("connection", "upgrade"), ("upgrade", "SPDY/3.1"), ("content-length", "0")];
+    let empty = [
+        ("connection", "upgrade"),
+        ("upgrade", "SPDY/3.1"),
+        ("content-length", "0"),
+    ];
     assert_eq!(code(get(&empty)), 200);
 }
 
