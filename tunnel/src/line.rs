@@ -49,7 +49,9 @@ pub enum LineError {
     /// The peer's decision.
     #[error("the other end reset the line: {code:?}{}{reason}", if reason.is_empty() { "" } else { ": " })]
     Reset { code: ResetCode, reason: String },
-    #[error("the other end speaks line version {theirs}, this end {VERSION}; update the older of the two")]
+    #[error(
+        "the other end speaks line version {theirs}, this end {VERSION}; update the older of the two"
+    )]
     Version { theirs: u32 },
     /// Somebody's in between: the stream ended without an end of the line.
     #[error("the line was cut")]
@@ -163,7 +165,9 @@ async fn send_hello<S: AsyncWrite + Unpin>(
     hello: &impl prost::Message,
 ) -> Result<(), LineError> {
     let body = hello.encode_to_vec();
-    let len = u16::try_from(body.len()).ok().filter(|len| usize::from(*len) <= frames::MAX_HELLO);
+    let len = u16::try_from(body.len())
+        .ok()
+        .filter(|len| usize::from(*len) <= frames::MAX_HELLO);
     let len = len.ok_or(Violation::Hello)?;
     let mut out = BytesMut::new();
     frames::put(&mut out, kind, len, 0);
@@ -298,7 +302,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Line<S> {
         if self.failed.is_none() {
             if let LineError::Violation(violation) = &error {
                 self.seal();
-                frames::put_reset(&mut self.output, reset_code(violation), &violation.to_string());
+                frames::put_reset(
+                    &mut self.output,
+                    reset_code(violation),
+                    &violation.to_string(),
+                );
                 self.try_drain();
             }
             self.failed = Some(error.clone());
@@ -551,8 +559,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Line<S> {
                 this.data_left -= n;
             }
             let taken = buf.filled().len() - before;
-            // Frames already here are looked at, so that a FIN is seen with the last bytes.
-            let stepped = match this.step() {
+            // Frames already here are looked at, so that a FIN is seen with the last bytes. What
+            // comes behind a FIN is not the reader's business: the end was clean.
+            let stepped = match this.recv.is_ended() {
+                true => Ok(false),
+                false => this.step(),
+            };
+            let stepped = match stepped {
                 Ok(stepped) => stepped,
                 Err(_) if taken > 0 => false,
                 Err(error) => return Poll::Ready(Err(error)),

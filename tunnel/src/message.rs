@@ -89,8 +89,14 @@ mod tests {
         write_long(&mut wire, &refusal, 4096).await.unwrap();
         wire.extend_from_slice(b"rest");
         let mut reader = &wire[..];
-        assert_eq!(read::<Refusal, _>(&mut reader, 4096).await.unwrap(), refusal);
-        assert_eq!(read_long::<Refusal, _>(&mut reader, 4096).await.unwrap(), refusal);
+        assert_eq!(
+            read::<Refusal, _>(&mut reader, 4096).await.unwrap(),
+            refusal
+        );
+        assert_eq!(
+            read_long::<Refusal, _>(&mut reader, 4096).await.unwrap(),
+            refusal
+        );
         assert_eq!(reader, b"rest");
     }
 

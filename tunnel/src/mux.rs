@@ -8,7 +8,8 @@
 //! | the cap of streams kills the connection | own permits, both ways, well below the crate's cap |
 //! | nothing is sent until the opener writes | openers write their header at once |
 //! | 256 unacknowledged opens block the next | an empty frame acknowledges each stream on arrival |
-//! | GOAWAY closes at once | never sent; draining is a message of ours |
+//! | GOAWAY closes at once | never sent to drain; draining is a message of ours |
+//! | a broken protocol is answered by GOAWAY alone | the driver then ends the carrier |
 //! | an undriven connection stalls all streams | one driver task, which awaits no stream |
 //! | every frame is flushed | [`crate::ws`] corks |
 //! | windows grow without end | [`Config::window_growth`] |
@@ -146,6 +147,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Mux<T> {
         self.injector.inject(|bytes| ws.append_control(bytes));
     }
 
+    /// Whether yamux found the peer breaking the protocol.
+    pub(crate) fn gave_up(&self) -> bool {
+        self.injector.gave_up()
+    }
+
     pub(crate) fn reset(&self, stream: u32) {
         self.injector.reset(stream);
     }
@@ -201,8 +207,13 @@ pub struct Stream {
 
 impl std::fmt::Debug for Stream {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let id = self.inner.as_ref().map(|(stream, _)| stream.id().to_string());
-        f.debug_struct("Stream").field("id", &id).finish_non_exhaustive()
+        let id = self
+            .inner
+            .as_ref()
+            .map(|(stream, _)| stream.id().to_string());
+        f.debug_struct("Stream")
+            .field("id", &id)
+            .finish_non_exhaustive()
     }
 }
 

@@ -124,8 +124,12 @@ where
 {
     fn poll(&mut self, cx: &mut Context<'_>, config: &Config, meter: &Meter) -> Poll<()> {
         let before = self.a_to_b.bytes + self.b_to_a.bytes;
-        let forth = self.a_to_b.poll(cx, &mut self.a, &mut self.b, &meter.a_to_b);
-        let back = self.b_to_a.poll(cx, &mut self.b, &mut self.a, &meter.b_to_a);
+        let forth = self
+            .a_to_b
+            .poll(cx, &mut self.a, &mut self.b, &meter.a_to_b);
+        let back = self
+            .b_to_a
+            .poll(cx, &mut self.b, &mut self.a, &meter.b_to_a);
         if forth.is_ready() && back.is_ready() {
             return Poll::Ready(());
         }
@@ -165,7 +169,10 @@ where
                 }
             };
             ready!(timer.as_mut().poll(cx));
-            if self.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+            if self
+                .deadline
+                .is_some_and(|deadline| deadline <= Instant::now())
+            {
                 return Poll::Ready(());
             }
             let bytes = self.a_to_b.bytes + self.b_to_a.bytes;
@@ -245,26 +252,36 @@ impl Half {
     {
         let mut turns = 0;
         loop {
-            while !self.is_empty() {
-                let chunk = &self.buf[self.start..self.end];
-                let n = ready!(Pin::new(&mut *writer).poll_write(cx, chunk))?;
-                if n == 0 {
-                    return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-                }
-                self.start += n;
-                self.bytes += n as u64;
-                meter.fetch_add(n as u64, Ordering::Relaxed);
-                self.unflushed = true;
-            }
-            if self.read_end.is_none() {
+            let mut moved = false;
+            // Reads on while the writer is stuck, as long as there is space: that is how an error
+            // of the reader is noticed.
+            if self.read_end.is_none() && self.has_space() {
                 if turns == TURN {
                     cx.waker().wake_by_ref();
                     return Poll::Pending;
                 }
                 turns += 1;
-                if self.poll_fill(cx, reader).is_ready() {
-                    continue;
+                moved |= self.poll_fill(cx, reader).is_ready();
+            }
+            if !self.is_empty() {
+                let chunk = &self.buf[self.start..self.end];
+                if let Poll::Ready(written) = Pin::new(&mut *writer).poll_write(cx, chunk) {
+                    let n = written?;
+                    if n == 0 {
+                        return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+                    }
+                    self.start += n;
+                    self.bytes += n as u64;
+                    meter.fetch_add(n as u64, Ordering::Relaxed);
+                    self.unflushed = true;
+                    moved = true;
                 }
+            }
+            if moved {
+                continue;
+            }
+            if !self.is_empty() {
+                return Poll::Pending;
             }
             if self.unflushed {
                 ready!(Pin::new(&mut *writer).poll_flush(cx))?;
@@ -279,12 +296,23 @@ impl Half {
         }
     }
 
+    /// Makes space by moving what waits to the front, if that is worth it.
+    fn has_space(&mut self) -> bool {
+        if self.is_empty() {
+            (self.start, self.end) = (0, 0);
+        } else if self.end == self.buf.len() && self.start >= self.buf.len() / 2 {
+            self.buf.copy_within(self.start..self.end, 0);
+            (self.start, self.end) = (0, self.end - self.start);
+        }
+        self.buf.is_empty() || self.end < self.buf.len()
+    }
+
     fn poll_fill<R: AsyncRead + Unpin>(
         &mut self,
         cx: &mut Context<'_>,
         reader: &mut R,
     ) -> Poll<()> {
-        (self.start, self.end) = (0, 0);
+        let before = self.end;
         let result = if self.buf.is_empty() {
             let mut probe = [0; PROBE];
             let mut space = ReadBuf::new(&mut probe);
@@ -296,13 +324,13 @@ impl Half {
             }
             result
         } else {
-            let mut space = ReadBuf::new(&mut self.buf);
+            let mut space = ReadBuf::new(&mut self.buf[self.end..]);
             let result = ready!(Pin::new(reader).poll_read(cx, &mut space));
-            self.end = space.filled().len();
+            self.end += space.filled().len();
             result
         };
         match result {
-            Ok(()) if self.end == 0 => self.read_end = Some(Ok(())),
+            Ok(()) if self.end == before => self.read_end = Some(Ok(())),
             Ok(()) => {}
             Err(error) => self.read_end = Some(Err(error)),
         }

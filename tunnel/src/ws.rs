@@ -123,8 +123,7 @@ where
     let unfinished = config.max_message + config.read_buffer + 64 * 1024;
     let counted = Counted::new(io, unfinished);
     let settings = Some(config.tungstenite());
-    let ws =
-        WebSocketStream::from_partially_read(counted, early.to_vec(), role, settings).await;
+    let ws = WebSocketStream::from_partially_read(counted, early.to_vec(), role, settings).await;
     let core = Arc::new(Mutex::new(Core {
         ws,
         inbound: Bytes::new(),
@@ -186,11 +185,18 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Core<T> {
                 self.pong = Some(payload);
             }
             Some(Ok(Message::Text(_) | Message::Frame(_))) => {
-                self.end(ClosedBy::Us, CloseCode::Unsupported, "only binary messages are spoken here");
+                self.end(
+                    ClosedBy::Us,
+                    CloseCode::Unsupported,
+                    "only binary messages are spoken here",
+                );
             }
             Some(Ok(Message::Close(frame))) => {
                 let (code, reason) = frame.map_or((CloseCode::Normal, String::new()), |frame| {
-                    (CloseCode::from_u16(frame.code.into()), frame.reason.to_string())
+                    (
+                        CloseCode::from_u16(frame.code.into()),
+                        frame.reason.to_string(),
+                    )
                 });
                 self.end(ClosedBy::Peer, code, reason);
             }
@@ -372,7 +378,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> WsDriver<T> {
             return false;
         }
         core.unflushed = true;
-        Pin::new(&mut core.ws).start_send(Message::Ping(payload)).is_ok()
+        Pin::new(&mut core.ws)
+            .start_send(Message::Ping(payload))
+            .is_ok()
     }
 
     /// The payload of the newest pong, once.

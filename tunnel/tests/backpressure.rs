@@ -26,7 +26,11 @@ async fn flood(stream: Stream) {
         got
     };
     let ((), got) = tokio::join!(write, read);
-    assert!(got == pattern(BYTES), "{} bytes came, not those sent", got.len());
+    assert!(
+        got == pattern(BYTES),
+        "{} bytes came, not those sent",
+        got.len()
+    );
 }
 
 async fn flood_both_ways(pipe: usize, streams: usize) {
@@ -37,7 +41,10 @@ async fn flood_both_ways(pipe: usize, streams: usize) {
         ends.extend([tokio::spawn(flood(a)), tokio::spawn(flood(b))]);
     }
     for end in ends {
-        timeout(Duration::from_secs(60), end).await.expect("stands still").unwrap();
+        timeout(Duration::from_secs(60), end)
+            .await
+            .expect("stands still")
+            .unwrap();
     }
     gone(dialed, accepted).await;
 }
@@ -70,10 +77,16 @@ async fn a_reader_that_stops_stops_only_its_own_stream() {
         live.flush().await.unwrap();
         let mut got = [0; 4];
         let read = end.read_exact(&mut got);
-        timeout(Duration::from_secs(1), read).await.expect("held up").unwrap();
+        timeout(Duration::from_secs(1), read)
+            .await
+            .expect("held up")
+            .unwrap();
     }
     let held = flood.await.unwrap();
-    assert!(held <= 1024 * 1024, "{held} bytes are held for a reader that stopped");
+    assert!(
+        held <= 1024 * 1024,
+        "{held} bytes are held for a reader that stopped"
+    );
     drop((live, end, idle));
     gone(dialed, accepted).await;
 }

@@ -20,7 +20,8 @@ async fn head(stream: &mut TcpStream) -> String {
 
 fn value<'a>(head: &'a str, name: &str) -> &'a str {
     let line = head.lines().find(|line| {
-        line.split_once(':').is_some_and(|(key, _)| key.eq_ignore_ascii_case(name))
+        line.split_once(':')
+            .is_some_and(|(key, _)| key.eq_ignore_ascii_case(name))
     });
     line.and_then(|line| line.split_once(": ")).unwrap().1
 }
@@ -56,9 +57,15 @@ async fn a_dial_upgrades_below_the_prefix_and_proves_itself() {
     let accepting = async {
         let (mut stream, _) = listener.accept().await.unwrap();
         let head = head(&mut stream).await;
-        assert!(head.starts_with("GET /edge/v1/carrier HTTP/1.1\r\n"), "{head}");
+        assert!(
+            head.starts_with("GET /edge/v1/carrier HTTP/1.1\r\n"),
+            "{head}"
+        );
         assert_eq!(value(&head, "sec-websocket-protocol"), "throwline.v1");
-        assert_eq!(value(&head, "authorization"), "Bearer assertion-of-spiffe://test/cluster/c");
+        assert_eq!(
+            value(&head, "authorization"),
+            "Bearer assertion-of-spiffe://test/cluster/c"
+        );
         let accept = ws::accept_key(value(&head, "sec-websocket-key").as_bytes());
         let answer = format!(
             "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
@@ -101,7 +108,10 @@ async fn each_answer_has_its_own_error() {
 
     let body = r#"{"code":"certificate-expired","message":"it ended yesterday"}"#;
     let error = answered(&json("401 Unauthorized", "", body)).await;
-    assert!(matches!(error, DialError::CertificateExpired { .. }), "{error}");
+    assert!(
+        matches!(error, DialError::CertificateExpired { .. }),
+        "{error}"
+    );
 
     let body = r#"{"code":"busy","message":"too many handshakes"}"#;
     let error = answered(&json("503 Busy", "Retry-After: 7\r\n", body)).await;
@@ -118,7 +128,10 @@ async fn each_answer_has_its_own_error() {
     assert!(matches!(error, DialError::NotARelay { .. }), "{error}");
     let endless = format!("HTTP/1.1 500 No\r\n\r\n{}", "x".repeat(100_000));
     let error = answered(&endless).await;
-    assert!(matches!(error, DialError::Http { status: 500, .. }), "{error}");
+    assert!(
+        matches!(error, DialError::Http { status: 500, .. }),
+        "{error}"
+    );
 
     let switched = |key: &str, protocol: &str| {
         format!(
@@ -126,22 +139,36 @@ async fn each_answer_has_its_own_error() {
              Sec-WebSocket-Accept: {key}\r\n{protocol}\r\n"
         )
     };
-    let error = answered(&switched("bogus", "Sec-WebSocket-Protocol: throwline.v1\r\n")).await;
+    let error = answered(&switched(
+        "bogus",
+        "Sec-WebSocket-Protocol: throwline.v1\r\n",
+    ))
+    .await;
     assert!(matches!(error, DialError::NotARelay { .. }), "{error}");
     let error = answered(&switched("{accept}", "")).await;
     assert!(error.to_string().contains("sub-protocol"), "{error}");
-    let error = answered(&switched("{accept}", "Sec-WebSocket-Protocol: throwline.v1\r\n")).await;
+    let error = answered(&switched(
+        "{accept}",
+        "Sec-WebSocket-Protocol: throwline.v1\r\n",
+    ))
+    .await;
     assert!(matches!(error, DialError::Lost(_)), "{error}");
 }
 
 #[tokio::test]
 async fn what_cannot_be_dialled_says_what_to_do() {
-    let error = carrier::dial(&dial_config("http://relay.example")).await.unwrap_err();
+    let error = carrier::dial(&dial_config("http://relay.example"))
+        .await
+        .unwrap_err();
     assert!(error.to_string().contains("https://"), "{error}");
     assert!(!error.is_transient());
-    let error = carrier::dial(&dial_config("https://relay.example")).await.unwrap_err();
+    let error = carrier::dial(&dial_config("https://relay.example"))
+        .await
+        .unwrap_err();
     assert!(matches!(error, DialError::BadUrl { .. }), "{error}");
-    let error = carrier::dial(&dial_config("http://nowhere.localhost.:1")).await.unwrap_err();
+    let mut nowhere = dial_config("http://nowhere.invalid:1");
+    nowhere.allow_plaintext = true;
+    let error = carrier::dial(&nowhere).await.unwrap_err();
     let text = error.to_string();
     assert!(text.contains("check"), "{text}");
 

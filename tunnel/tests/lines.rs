@@ -11,9 +11,7 @@ use throwline_tunnel::proto::close::CloseCode;
 use throwline_tunnel::proto::line::{HEADER_LEN, ResetCode, WINDOW, kind, put};
 use throwline_tunnel::proto::messages::{LineHello, LineHelloReply};
 use throwline_tunnel::splice::{self, Meter, splice};
-use tokio::io::{
-    AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, copy, split,
-};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, copy, split};
 use tokio::time::timeout;
 
 async fn line_pair<S>(a: S, b: S) -> (Line<S>, Line<S>)
@@ -49,7 +47,9 @@ async fn both_directions_flood_and_end_cleanly() {
         assert!(got == bytes);
     };
     let both = async { tokio::join!(end(a), end(b)) };
-    timeout(Duration::from_secs(60), both).await.expect("stands still");
+    timeout(Duration::from_secs(60), both)
+        .await
+        .expect("stands still");
     gone(dialed, accepted).await;
 }
 
@@ -69,7 +69,10 @@ async fn a_writer_that_does_not_read_is_acknowledged_past_the_peers_data() {
         writer.shutdown().await.unwrap();
         got
     });
-    timeout(Duration::from_secs(20), a.write_all(&bytes)).await.expect("stuck").unwrap();
+    timeout(Duration::from_secs(20), a.write_all(&bytes))
+        .await
+        .expect("stuck")
+        .unwrap();
     a.flush().await.unwrap();
     let mut got = Vec::new();
     a.read_to_end(&mut got).await.unwrap();
@@ -95,7 +98,10 @@ async fn reader_and_writer_in_different_tasks_both_wake() {
     });
     let mut got = Vec::new();
     let read = reader.read_to_end(&mut got);
-    timeout(Duration::from_secs(30), read).await.expect("a waker was lost").unwrap();
+    timeout(Duration::from_secs(30), read)
+        .await
+        .expect("a waker was lost")
+        .unwrap();
     assert!(got == pattern(2_000_000));
     writing.await.unwrap();
     echo.await.unwrap();
@@ -157,7 +163,10 @@ async fn a_cut_at_any_point_is_never_a_clean_end() {
             assert_eq!(got, [3; 10]);
         } else {
             let error = read.unwrap_err();
-            assert!(matches!(cause(&error), LineError::Cut), "cut at {cut}: {error}");
+            assert!(
+                matches!(cause(&error), LineError::Cut),
+                "cut at {cut}: {error}"
+            );
         }
     }
 }
@@ -176,15 +185,31 @@ async fn hostile_frames_end_the_line_with_a_reset_that_says_why() {
     twice.extend_from_slice(&frame(kind::DATA, 1, 0));
     let cases = [
         ("gap", frame(kind::DATA, 5, 1), ResetCode::Protocol),
-        ("overflow", frame(kind::DATA, 5, u64::MAX), ResetCode::Protocol),
+        (
+            "overflow",
+            frame(kind::DATA, 5, u64::MAX),
+            ResetCode::Protocol,
+        ),
         ("empty data", frame(kind::DATA, 0, 0), ResetCode::Protocol),
-        ("ack beyond sent", frame(kind::ACK, 0, 1), ResetCode::Protocol),
+        (
+            "ack beyond sent",
+            frame(kind::ACK, 0, 1),
+            ResetCode::Protocol,
+        ),
         ("wrong end", frame(kind::FIN, 0, 1), ResetCode::Protocol),
         ("data after the end", twice, ResetCode::Protocol),
-        ("second hello", frame(kind::HELLO, 0, 0), ResetCode::Protocol),
+        (
+            "second hello",
+            frame(kind::HELLO, 0, 0),
+            ResetCode::Protocol,
+        ),
         ("unknown type", frame(0x66, 0, 0), ResetCode::Protocol),
         ("reserved byte", reserved, ResetCode::Protocol),
-        ("resumption", frame(kind::RESUME, 0, 0), ResetCode::Unsupported),
+        (
+            "resumption",
+            frame(kind::RESUME, 0, 0),
+            ResetCode::Unsupported,
+        ),
     ];
     for (name, bytes, want) in cases {
         let (a, mut raw) = pipe(1024 * 1024);
@@ -199,7 +224,10 @@ async fn hostile_frames_end_the_line_with_a_reset_that_says_why() {
             continue;
         }
         let error = std::mem::replace(&mut read, Ok(0)).unwrap_err();
-        assert!(matches!(cause(&error), LineError::Violation(_)), "{name}: {error}");
+        assert!(
+            matches!(cause(&error), LineError::Violation(_)),
+            "{name}: {error}"
+        );
         let mut head = [0; HEADER_LEN];
         raw.read_exact(&mut head).await.unwrap();
         assert_eq!(head[0], kind::RESET, "{name}");
@@ -221,7 +249,10 @@ async fn a_peer_beyond_its_window_is_cut_off() {
     }
     raw.write_all(&flood).await.unwrap();
     // The writer waits for room, and so takes frames in without consuming any.
-    let error = line.write_all(&vec![0; 2 * WINDOW as usize]).await.unwrap_err();
+    let error = line
+        .write_all(&vec![0; 2 * WINDOW as usize])
+        .await
+        .unwrap_err();
     assert!(matches!(cause(&error), LineError::Violation(_)), "{error}");
 }
 
@@ -234,7 +265,13 @@ async fn dropping_a_line_resets_it_and_losing_the_carrier_cuts_it() {
     a.flush().await.unwrap();
     drop(a);
     let error = b.read_to_end(&mut Vec::new()).await.unwrap_err();
-    let abandoned = matches!(cause(&error), LineError::Reset { code: ResetCode::Abandoned, .. });
+    let abandoned = matches!(
+        cause(&error),
+        LineError::Reset {
+            code: ResetCode::Abandoned,
+            ..
+        }
+    );
     assert!(abandoned, "{error}");
     drop(b);
 
@@ -261,8 +298,20 @@ async fn another_version_is_told_so() {
     };
     let (opened, accepted) = tokio::join!(line::connect(a, newer), line::accept(b));
     let opened = opened.unwrap_err();
-    assert!(matches!(opened, LineError::Reset { code: ResetCode::Version, .. }), "{opened}");
-    assert!(matches!(accepted.unwrap_err(), LineError::Version { theirs: 2 }));
+    assert!(
+        matches!(
+            opened,
+            LineError::Reset {
+                code: ResetCode::Version,
+                ..
+            }
+        ),
+        "{opened}"
+    );
+    assert!(matches!(
+        accepted.unwrap_err(),
+        LineError::Version { theirs: 2 }
+    ));
 }
 
 #[tokio::test]
@@ -288,11 +337,17 @@ async fn through_two_carriers_and_a_splice() {
     a.write_all(&bytes).await.unwrap();
     a.shutdown().await.unwrap();
     let mut got = Vec::new();
-    timeout(Duration::from_secs(20), a.read_to_end(&mut got)).await.expect("stuck").unwrap();
+    timeout(Duration::from_secs(20), a.read_to_end(&mut got))
+        .await
+        .expect("stuck")
+        .unwrap();
     assert!(got == bytes);
     serve.await.unwrap();
     drop(a);
-    let outcome = timeout(Duration::from_secs(10), spliced).await.expect("hangs").unwrap();
+    let outcome = timeout(Duration::from_secs(10), spliced)
+        .await
+        .expect("hangs")
+        .unwrap();
     assert!(outcome.a_to_b.bytes > 900_000, "{outcome:?}");
     eventually("streams are gone", || {
         proxy.carrier.streams() + agent.carrier.streams() + relay_near.carrier.streams() == 0
@@ -320,9 +375,15 @@ async fn a_stalled_reader_holds_up_at_most_a_window() {
         result.unwrap();
         sent += chunk.len();
     }
-    assert!(sent <= WINDOW as usize, "{sent} bytes went out and nobody read");
+    assert!(
+        sent <= WINDOW as usize,
+        "{sent} bytes went out and nobody read"
+    );
     drop((a, b));
-    timeout(Duration::from_secs(10), spliced).await.expect("the splice hangs").unwrap();
+    timeout(Duration::from_secs(10), spliced)
+        .await
+        .expect("the splice hangs")
+        .unwrap();
     drop((proxy, relay_near));
     gone(relay_far, agent).await;
 }

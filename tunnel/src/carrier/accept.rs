@@ -101,7 +101,9 @@ where
         relay_instance: config.instance.clone(),
         time_unix_ms: unix_ms(),
     };
-    message::write(&mut io, &challenge, HANDSHAKE_CAP).await.map_err(lost)?;
+    message::write(&mut io, &challenge, HANDSHAKE_CAP)
+        .await
+        .map_err(lost)?;
     driver.flush().await.map_err(lost)?;
 
     let proof: Proof = message::read(&mut io, HANDSHAKE_CAP).await.map_err(lost)?;
@@ -118,7 +120,9 @@ where
     let reply = HandshakeReply {
         verdict: Some(verdict.clone()),
     };
-    message::write(&mut io, &reply, HANDSHAKE_CAP).await.map_err(lost)?;
+    message::write(&mut io, &reply, HANDSHAKE_CAP)
+        .await
+        .map_err(lost)?;
     driver.flush().await.map_err(lost)?;
     match verdict {
         Verdict::Welcome(welcome) => Ok((welcome, proof)),
@@ -135,7 +139,10 @@ fn judge(proof: &Proof) -> Result<(), Refusal> {
         return Err(Refusal::new(RefusalCode::Version, message));
     }
     if proof.nonce.len() != 32 {
-        return Err(Refusal::new(RefusalCode::BadRequest, "the proof's nonce is not 32 bytes"));
+        return Err(Refusal::new(
+            RefusalCode::BadRequest,
+            "the proof's nonce is not 32 bytes",
+        ));
     }
     Ok(())
 }

@@ -58,8 +58,9 @@ fn alternate(addrs: Vec<SocketAddr>) -> Vec<SocketAddr> {
         return addrs;
     };
     let v6_first = first.is_ipv6();
-    let (like, unlike): (Vec<_>, Vec<_>) =
-        addrs.into_iter().partition(|addr| addr.is_ipv6() == v6_first);
+    let (like, unlike): (Vec<_>, Vec<_>) = addrs
+        .into_iter()
+        .partition(|addr| addr.is_ipv6() == v6_first);
     let mut out = Vec::with_capacity(like.len() + unlike.len());
     let (mut like, mut unlike) = (like.into_iter(), unlike.into_iter());
     loop {

@@ -14,9 +14,7 @@ use crate::mux::Side;
 use crate::proto::assertion::{Claims, audience};
 use crate::proto::challenge::transcript;
 use crate::proto::close::{CloseCode, CloseReason};
-use crate::proto::messages::{
-    Challenge, HandshakeReply, Proof, RefusalCode, Verdict, Welcome,
-};
+use crate::proto::messages::{Challenge, HandshakeReply, Proof, RefusalCode, Verdict, Welcome};
 use crate::proto::wire::HANDSHAKE_CAP;
 use crate::proto::{VERSION, VERSION_MIN};
 use crate::ws::{self, WsDriver, WsIo};
@@ -49,7 +47,12 @@ where
 /// The audience, and the assertion for it.
 fn assert(config: &DialConfig) -> Result<(String, String), DialError> {
     let aud = audience(&config.relay);
-    let claims = Claims::new(config.prover.id.as_str(), aud.as_str(), unix_seconds(), new_id());
+    let claims = Claims::new(
+        config.prover.id.as_str(),
+        aud.as_str(),
+        unix_seconds(),
+        new_id(),
+    );
     let assertion = (config.prover.assertion)(&claims).map_err(DialError::Prover)?;
     Ok((aud, assertion))
 }
@@ -116,7 +119,10 @@ impl Target {
             return Err(bad("https:// needs a TLS configuration"));
         }
         let host = url.host_str().unwrap_or_default();
-        let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        let host = host
+            .trim_start_matches('[')
+            .trim_end_matches(']')
+            .to_owned();
         Ok(Self {
             host,
             port: url.port_or_known_default().unwrap_or(443),
@@ -155,7 +161,9 @@ fn tls_error(host: &str, error: io::Error) -> DialError {
     use rustls::CertificateError as Bad;
     use rustls::Error::InvalidCertificate;
     let host = host.to_owned();
-    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    let inner = error
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref::<rustls::Error>());
     match inner {
         Some(InvalidCertificate(Bad::UnknownIssuer | Bad::BadSignature)) => {
             DialError::UnknownIssuer { host }
@@ -204,7 +212,9 @@ where
         instance: config.instance.clone(),
         software: config.software.clone(),
     };
-    message::write(&mut io, &proof, HANDSHAKE_CAP).await.map_err(lost)?;
+    message::write(&mut io, &proof, HANDSHAKE_CAP)
+        .await
+        .map_err(lost)?;
     driver.flush().await.map_err(lost)?;
     let reply: HandshakeReply = message::read(&mut io, HANDSHAKE_CAP).await.map_err(lost)?;
     match reply.verdict {
@@ -217,7 +227,9 @@ where
             RefusalCode::Unauthenticated => DialError::Unauthenticated,
             _ => DialError::Refused(refusal),
         }),
-        None => Err(DialError::Protocol("it neither welcomed nor refused".to_owned())),
+        None => Err(DialError::Protocol(
+            "it neither welcomed nor refused".to_owned(),
+        )),
     }
 }
 
@@ -235,10 +247,15 @@ fn common_version(challenge: &Challenge) -> Result<u32, DialError> {
 /// What a close frame says is clearer than the end of bytes that it caused.
 fn shut(ended: Option<CloseReason>, error: io::Error) -> DialError {
     match ended {
-        Some(CloseReason { code: CloseCode::Unauthenticated | CloseCode::Revoked, .. }) => {
-            DialError::Unauthenticated
-        }
-        Some(CloseReason { code: CloseCode::Abnormal, .. }) | None => match error.kind() {
+        Some(CloseReason {
+            code: CloseCode::Unauthenticated | CloseCode::Revoked,
+            ..
+        }) => DialError::Unauthenticated,
+        Some(CloseReason {
+            code: CloseCode::Abnormal,
+            ..
+        })
+        | None => match error.kind() {
             io::ErrorKind::InvalidData => DialError::Protocol(error.to_string()),
             _ => DialError::Lost(error),
         },
@@ -246,12 +263,7 @@ fn shut(ended: Option<CloseReason>, error: io::Error) -> DialError {
     }
 }
 
-fn begin<T>(
-    io: WsIo<T>,
-    driver: WsDriver<T>,
-    config: &DialConfig,
-    welcome: Welcome,
-) -> Connection
+fn begin<T>(io: WsIo<T>, driver: WsDriver<T>, config: &DialConfig, welcome: Welcome) -> Connection
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -260,7 +272,9 @@ where
         // Asked for by a relay that knows what stands in front of it. Not below a tenth of a
         // second, whatever it asks.
         let asked = Duration::from_millis(u64::from(welcome.ping_interval_ms));
-        timing.ping_interval = timing.ping_interval.min(asked.max(Duration::from_millis(100)));
+        timing.ping_interval = timing
+            .ping_interval
+            .min(asked.max(Duration::from_millis(100)));
     }
     if welcome.max_streams > 0 {
         let granted = usize::try_from(welcome.max_streams).unwrap_or(usize::MAX);
@@ -297,4 +311,3 @@ fn unix_seconds() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     now.map_or(0, |now| now.as_secs())
 }
-

@@ -109,7 +109,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Driver<T> {
         };
         tracing::debug!(carrier = self.shared.id(), %reason, "carrier ended");
         self.shared.finish(reason.clone());
-        let Self { ws, mux, timing, .. } = self;
+        let Self {
+            ws, mux, timing, ..
+        } = self;
         // Wakes every reader and writer of a stream.
         drop(mux);
         if reason.by == ClosedBy::Us {
@@ -133,6 +135,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Driver<T> {
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(self.lost(Some(error))),
                 Poll::Ready(None) => return Poll::Ready(self.lost(None)),
                 Poll::Pending => {}
+            }
+            if self.mux.gave_up() {
+                let why = "the peer broke the multiplexer's protocol";
+                let reason = CloseReason::new(ClosedBy::Us, CloseCode::Protocol, why);
+                return Poll::Ready(reason);
             }
             if self.poll_tasks(cx) {
                 continue;
@@ -318,20 +325,31 @@ async fn read_header(mut stream: Stream, deadline: Duration) -> Option<IncomingS
         Ok(Ok(header)) if header.kind.is_some() => {
             return Some(IncomingStream::new(header, stream, deadline));
         }
-        Ok(Ok(_)) => Refusal::new(RefusalCode::Unsupported, "this kind of stream is not known here"),
+        Ok(Ok(_)) => Refusal::new(
+            RefusalCode::Unsupported,
+            "this kind of stream is not known here",
+        ),
         Ok(Err(error)) if error.kind() == std::io::ErrorKind::InvalidData => {
             Refusal::new(RefusalCode::BadRequest, "the stream's header is malformed")
         }
         Ok(Err(_)) => return None,
-        Err(_) => Refusal::new(RefusalCode::Timeout, "the stream's header did not come in time"),
+        Err(_) => Refusal::new(
+            RefusalCode::Timeout,
+            "the stream's header did not come in time",
+        ),
     };
     let header = StreamHeader::default();
-    IncomingStream::new(header, stream, deadline).refuse(refusal).await;
+    IncomingStream::new(header, stream, deadline)
+        .refuse(refusal)
+        .await;
     None
 }
 
 async fn refuse_over_limit(raw: Raw, deadline: Duration) -> Option<IncomingStream> {
-    let refusal = Refusal::new(RefusalCode::Limit, "too many streams are open on this carrier");
+    let refusal = Refusal::new(
+        RefusalCode::Limit,
+        "too many streams are open on this carrier",
+    );
     let mut stream = raw.into_refusal();
     let reply = StreamReply::refused(refusal);
     let written = message::write(&mut stream, &reply, HEADER_CAP);

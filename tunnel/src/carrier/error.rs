@@ -16,16 +16,26 @@ pub enum DialError {
     /// The configuration's fault.
     #[error("the relay URL {url} cannot be used: {why}")]
     BadUrl { url: String, why: &'static str },
-    #[error("cannot find the address of {host}: {source}; check the relay's name and this machine's DNS")]
+    #[error(
+        "cannot find the address of {host}: {source}; check the relay's name and this machine's DNS"
+    )]
     Resolve { host: String, source: io::Error },
     /// Of all addresses tried, the last one's error.
-    #[error("cannot connect to {host}: {source}; check that the relay runs and that outbound connections to it are allowed")]
+    #[error(
+        "cannot connect to {host}: {source}; check that the relay runs and that outbound connections to it are allowed"
+    )]
     Connect { host: String, source: io::Error },
-    #[error("the TLS handshake with {host} failed: {source}; check that this is a relay and that nothing in between ends TLS")]
+    #[error(
+        "the TLS handshake with {host} failed: {source}; check that this is a relay and that nothing in between ends TLS"
+    )]
     Tls { host: String, source: io::Error },
-    #[error("the certificate of {host} is not signed by an authority known here; if a proxy or load balancer ends TLS, add its CA with the extra CA option")]
+    #[error(
+        "the certificate of {host} is not signed by an authority known here; if a proxy or load balancer ends TLS, add its CA with the extra CA option"
+    )]
     UnknownIssuer { host: String },
-    #[error("the certificate of {host} has expired or is not valid yet; renew it, or check this machine's clock")]
+    #[error(
+        "the certificate of {host} has expired or is not valid yet; renew it, or check this machine's clock"
+    )]
     ServerCertificateExpired { host: String },
     #[error("the certificate presented is not for {host}; check the relay URL")]
     WrongHost { host: String },
@@ -37,7 +47,9 @@ pub enum DialError {
         message: String,
         retry_after: Option<Duration>,
     },
-    #[error("{host} answered, but not as a Throwline relay ({why}); check the relay URL, and that what stands in front of it passes WebSocket upgrades")]
+    #[error(
+        "{host} answered, but not as a Throwline relay ({why}); check the relay URL, and that what stands in front of it passes WebSocket upgrades"
+    )]
     NotARelay { host: String, why: String },
     #[error("the relay did not accept this identity; enrol again, or ask whether it was revoked")]
     Unauthenticated,
@@ -46,12 +58,17 @@ pub enum DialError {
     ClockSkew { message: String },
     #[error("this identity's certificate has expired: {message}; enrol again")]
     CertificateExpired { message: String },
-    #[error("this build speaks protocol version {ours}, the relay {theirs}; update the older of the two")]
+    #[error(
+        "this build speaks protocol version {ours}, the relay {theirs}; update the older of the two"
+    )]
     Version { ours: String, theirs: String },
     #[error("the relay refused the connection: {0}")]
     Refused(Refusal),
     #[error("no answer within {after:?} while {phase}; check the network and the relay")]
-    Timeout { phase: &'static str, after: Duration },
+    Timeout {
+        phase: &'static str,
+        after: Duration,
+    },
     /// Our own fault: keys or files.
     #[error("cannot prove this identity: {0}")]
     Prover(#[source] BoxError),

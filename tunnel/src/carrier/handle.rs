@@ -115,10 +115,7 @@ impl std::fmt::Debug for Carrier {
 
 impl Carrier {
     /// Opens a stream: sends the header at once and waits for the reply, at most `Timing::open`.
-    pub async fn open(
-        &self,
-        header: StreamHeader,
-    ) -> Result<(Stream, StreamReply), OpenError> {
+    pub async fn open(&self, header: StreamHeader) -> Result<(Stream, StreamReply), OpenError> {
         if self.is_closed() {
             return Err(OpenError::CarrierLost(self.shared.reason()));
         }

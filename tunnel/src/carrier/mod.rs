@@ -102,7 +102,9 @@ pub struct Prover {
 
 impl std::fmt::Debug for Prover {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Prover").field("id", &self.id).finish_non_exhaustive()
+        f.debug_struct("Prover")
+            .field("id", &self.id)
+            .finish_non_exhaustive()
     }
 }
 

@@ -89,7 +89,9 @@ fn request(
         .body(Empty::new())
         .map_err(|_| bad("it does not make a valid HTTP request"))?;
     let headers = request.headers().iter();
-    let size: usize = headers.map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
+    let size: usize = headers
+        .map(|(name, value)| name.as_str().len() + value.len() + 4)
+        .sum();
     if size > MAX_HEADERS {
         let why = format!("the assertion makes {size} bytes of headers, over {MAX_HEADERS}");
         return Err(DialError::Prover(why.into()));
@@ -133,7 +135,9 @@ async fn refused(response: Response<Incoming>, target: &Target) -> DialError {
     let (head, body) = response.into_parts();
     let retry_after = retry_after(&head.headers);
     let body = Limited::new(body, MAX_BODY).collect().await;
-    let bytes = body.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+    let bytes = body
+        .map(http_body_util::Collected::to_bytes)
+        .unwrap_or_default();
     let parsed = serde_json::from_slice::<Body>(&bytes).ok();
     let known = parsed.is_some();
     let Body {

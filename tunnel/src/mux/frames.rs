@@ -5,6 +5,8 @@
 //!   are full of data to write, both stop reading, and neither ever writes again.
 //! - a stream can be reset after it was half-closed and dropped.
 //! - a frame that says it is long is refused before memory is set aside for it.
+//! - a peer that breaks the protocol is cut off: yamux sends it a GOAWAY and leaves the rest to
+//!   its courtesy.
 
 use std::collections::VecDeque;
 use std::io;
@@ -17,6 +19,7 @@ use futures::{AsyncRead, AsyncWrite};
 const HEADER_LEN: usize = 12;
 const DATA: u8 = 0;
 const PING: u8 = 2;
+const GOAWAY: u8 = 3;
 const ACK: u16 = 2;
 const RST: u16 = 8;
 
@@ -27,8 +30,13 @@ const MAX_BODY: u32 = 64 * 1024;
 /// Where in a frame a direction is.
 #[derive(Clone, Copy)]
 enum Place {
-    Header { have: usize, bytes: [u8; HEADER_LEN] },
-    Body { left: usize },
+    Header {
+        have: usize,
+        bytes: [u8; HEADER_LEN],
+    },
+    Body {
+        left: usize,
+    },
 }
 
 const BOUNDARY: Place = Place::Header {
@@ -48,8 +56,9 @@ fn after(header: &[u8; HEADER_LEN]) -> Place {
 }
 
 impl Place {
-    /// Follows bytes that were passed on.
-    fn advance(&mut self, mut passed: &[u8]) {
+    /// Follows bytes that were passed on. True if a GOAWAY was among them.
+    fn advance(&mut self, mut passed: &[u8]) -> bool {
+        let mut goaway = false;
         while !passed.is_empty() {
             match self {
                 Place::Header { have, bytes } => {
@@ -58,6 +67,7 @@ impl Place {
                     *have += n;
                     passed = &passed[n..];
                     if *have == HEADER_LEN {
+                        goaway |= bytes[1] == GOAWAY;
                         *self = after(bytes);
                     }
                 }
@@ -71,6 +81,7 @@ impl Place {
                 }
             }
         }
+        goaway
     }
 
     fn is_boundary(&self) -> bool {
@@ -84,6 +95,8 @@ struct Outbound {
     pong: Option<u32>,
     /// At most one a stream that this side has dropped.
     resets: VecDeque<u32>,
+    /// yamux said GOAWAY. It only does when the peer broke the protocol.
+    gave_up: bool,
 }
 
 /// Appends frames to what yamux writes.
@@ -97,6 +110,10 @@ impl Injector {
 
     pub(super) fn reset(&self, stream: u32) {
         self.lock().resets.push_back(stream);
+    }
+
+    pub(super) fn gave_up(&self) -> bool {
+        self.lock().gave_up
     }
 
     /// Gives `append` the frames that are due, unless a frame is under way. What it does not take
@@ -140,6 +157,7 @@ pub(super) fn wrap<I>(io: I) -> (Frames<I>, Injector) {
         place: BOUNDARY,
         pong: None,
         resets: VecDeque::new(),
+        gave_up: false,
     })));
     let frames = Frames {
         io,
@@ -232,7 +250,9 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Frames<I> {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let n = ready!(Pin::new(&mut self.io).poll_write(cx, buf))?;
-        self.injector.lock().place.advance(&buf[..n]);
+        let mut out = self.injector.lock();
+        out.gave_up |= out.place.advance(&buf[..n]);
+        drop(out);
         Poll::Ready(Ok(n))
     }
 
@@ -309,10 +329,18 @@ mod tests {
     fn long_frames_stream_pings_and_cut_headers_are_errors() {
         let read = |wire: &[u8]| {
             let (mut frames, _) = wrap(Cursor::new(wire.to_vec()));
-            block_on(frames.read_to_end(&mut Vec::new())).unwrap_err().kind()
+            block_on(frames.read_to_end(&mut Vec::new()))
+                .unwrap_err()
+                .kind()
         };
-        assert_eq!(read(&frame(DATA, 0, 1, MAX_BODY + 1)), io::ErrorKind::InvalidData);
+        assert_eq!(
+            read(&frame(DATA, 0, 1, MAX_BODY + 1)),
+            io::ErrorKind::InvalidData
+        );
         assert_eq!(read(&frame(PING, 1, 4, 1)), io::ErrorKind::InvalidData);
-        assert_eq!(read(&frame(DATA, 0, 1, 1)[..7]), io::ErrorKind::UnexpectedEof);
+        assert_eq!(
+            read(&frame(DATA, 0, 1, 1)[..7]),
+            io::ErrorKind::UnexpectedEof
+        );
     }
 }

@@ -155,12 +155,19 @@ mod tests {
         let mut far = claims();
         far.iat = u64::MAX;
         far.exp = u64::MAX;
-        assert_eq!(check_at(&far, NOW), Err(ClaimsError::ClockSkew { by: i64::MAX }));
+        assert_eq!(
+            check_at(&far, NOW),
+            Err(ClaimsError::ClockSkew { by: i64::MAX })
+        );
     }
 
     #[test]
     fn audience_is_the_same_however_the_url_is_written() {
-        for url in ["https://R.example:443/", "https://r.example", "https://r.example/?x#y"] {
+        for url in [
+            "https://R.example:443/",
+            "https://r.example",
+            "https://r.example/?x#y",
+        ] {
             assert_eq!(audience(&Url::parse(url).unwrap()), "https://r.example");
         }
         let prefixed = Url::parse("http://127.0.0.1:80/line/").unwrap();

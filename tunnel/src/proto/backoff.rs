@@ -105,7 +105,10 @@ mod tests {
             backoff.next(&mut rng);
         }
         backoff.lived(Duration::from_secs(59));
-        let still: Duration = (0..20).map(|_| backoff.clone().next(&mut rng)).max().unwrap();
+        let still: Duration = (0..20)
+            .map(|_| backoff.clone().next(&mut rng))
+            .max()
+            .unwrap();
         assert!(still > Duration::from_secs(1));
         backoff.lived(Duration::from_secs(60));
         assert!(backoff.next(&mut rng) <= Duration::from_secs(1));

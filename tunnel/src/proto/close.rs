@@ -80,7 +80,10 @@ impl CloseCode {
 
     /// Whether dialling again at once, with the same identity, can help.
     pub fn is_transient(self) -> bool {
-        !matches!(self, Self::Version | Self::Unauthenticated | Self::Revoked | Self::Expired)
+        !matches!(
+            self,
+            Self::Version | Self::Unauthenticated | Self::Revoked | Self::Expired
+        )
     }
 }
 
@@ -90,7 +93,9 @@ impl std::fmt::Display for CloseCode {
             Self::Normal => "closed normally",
             Self::GoingAway => "the closing side is going away",
             Self::Protocol => "the side that was closed broke the protocol",
-            Self::Unsupported => "the side that was closed sent a kind of message that is not used here",
+            Self::Unsupported => {
+                "the side that was closed sent a kind of message that is not used here"
+            }
             Self::Abnormal => "the connection was cut without a close code",
             Self::TooBig => "the side that was closed sent a message over the limit",
             Self::Internal => "the closing side failed",

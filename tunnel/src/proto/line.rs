@@ -151,7 +151,10 @@ pub fn parse(buf: &[u8]) -> Result<Option<Header>, Violation> {
         true => Ok(()),
         false => Err(Violation::Length { kind, len }),
     };
-    let known = matches!(kind, kind::HELLO | kind::HELLO_REPLY | kind::DATA..=kind::RESET);
+    let known = matches!(
+        kind,
+        kind::HELLO | kind::HELLO_REPLY | kind::DATA..=kind::RESET
+    );
     if known && reserved != 0 {
         return Err(Violation::NotZero(kind));
     }
@@ -378,8 +381,14 @@ mod tests {
         assert!(matches!(wrong(kind::DATA, 0, 0), Violation::Length { .. }));
         assert!(matches!(wrong(kind::ACK, 1, 0), Violation::Length { .. }));
         assert!(matches!(wrong(kind::FIN, 9, 0), Violation::Length { .. }));
-        assert!(matches!(wrong(kind::RESET, 256, 0), Violation::Length { .. }));
-        assert!(matches!(wrong(kind::HELLO, 513, 0), Violation::Length { .. }));
+        assert!(matches!(
+            wrong(kind::RESET, 256, 0),
+            Violation::Length { .. }
+        ));
+        assert!(matches!(
+            wrong(kind::HELLO, 513, 0),
+            Violation::Length { .. }
+        ));
         assert_eq!(wrong(kind::HELLO, 5, 1), Violation::NotZero(kind::HELLO));
         assert_eq!(wrong(0x7f, 0, 0), Violation::UnknownType(0x7f));
         for kind in [kind::RESUME, kind::OK, kind::GONE] {
@@ -394,7 +403,10 @@ mod tests {
     fn gaps_overflow_window_and_data_after_the_end_are_violations() {
         let mut recv = Receiver::new(100);
         recv.on_data(0, 60).unwrap();
-        let gap = Violation::Gap { expected: 60, got: 61 };
+        let gap = Violation::Gap {
+            expected: 60,
+            got: 61,
+        };
         assert_eq!(recv.on_data(61, 1), Err(gap));
         assert!(matches!(recv.on_data(59, 1), Err(Violation::Gap { .. })));
         assert_eq!(recv.on_data(u64::MAX, 1), Err(Violation::Overflow));
@@ -429,11 +441,20 @@ mod tests {
         assert_eq!(send.room(), 100);
         send.advance(100);
         assert_eq!(send.room(), 0);
-        assert!(matches!(send.on_ack(101), Err(Violation::AckBeyondSent { .. })));
+        assert!(matches!(
+            send.on_ack(101),
+            Err(Violation::AckBeyondSent { .. })
+        ));
         send.on_ack(40).unwrap();
         assert_eq!(send.room(), 40);
-        assert!(matches!(send.on_ack(39), Err(Violation::AckBackwards { .. })));
-        assert!(matches!(send.on_ack(u64::MAX), Err(Violation::AckBeyondSent { .. })));
+        assert!(matches!(
+            send.on_ack(39),
+            Err(Violation::AckBackwards { .. })
+        ));
+        assert!(matches!(
+            send.on_ack(u64::MAX),
+            Err(Violation::AckBeyondSent { .. })
+        ));
     }
 
     #[test]

@@ -118,7 +118,9 @@ impl Refusal {
     pub fn new(code: RefusalCode, message: impl Into<String>) -> Self {
         let mut message = message.into();
         if message.len() > MAX_REFUSAL_TEXT {
-            let cut = (0..=MAX_REFUSAL_TEXT).rev().find(|at| message.is_char_boundary(*at));
+            let cut = (0..=MAX_REFUSAL_TEXT)
+                .rev()
+                .find(|at| message.is_char_boundary(*at));
             message.truncate(cut.unwrap_or(0));
         }
         Self {

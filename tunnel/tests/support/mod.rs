@@ -1,18 +1,19 @@
 //! Two ends of a carrier in one process, and the questions that every test asks at its end.
 
-#![expect(dead_code, reason = "each test file uses a part")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::allow_attributes,
+    reason = "each test file uses a part"
+)]
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use throwline_tunnel::carrier::{
-    self, AcceptConfig, AcceptError, Connection, DialConfig, DialError, Prover,
-};
+use throwline_tunnel::carrier::{self, AcceptConfig, Connection, DialConfig, Prover};
 use throwline_tunnel::mux;
-use throwline_tunnel::proto::messages::{
-    LineKind, Open, Proof, Role, StreamHeader, StreamReply,
-};
-use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
+use throwline_tunnel::proto::messages::{LineKind, Open, Role, StreamHeader, StreamReply};
+use tokio::io::DuplexStream;
 use url::Url;
 
 pub fn prover() -> Arc<Prover> {
@@ -50,8 +51,6 @@ pub async fn pair_with(
     );
     (dialed.unwrap(), accepted.unwrap().0)
 }
-
-pub type Handshakes = (Result<Connection, DialError>, Result<(Connection, Proof), AcceptError>);
 
 pub fn header() -> StreamHeader {
     Open {
@@ -92,19 +91,22 @@ pub fn pattern(len: usize) -> Vec<u8> {
 /// Closes both and checks that nothing is left of them.
 pub async fn gone(a: Connection, b: Connection) {
     use throwline_tunnel::proto::close::CloseCode;
-    eventually("streams are gone", || a.carrier.streams() + b.carrier.streams() == 0).await;
+    eventually("streams are gone", || {
+        a.carrier.streams() + b.carrier.streams() == 0
+    })
+    .await;
     a.carrier.close(CloseCode::Normal, "done");
     a.carrier.closed().await;
     assert_eq!(b.carrier.closed().await.code, CloseCode::Normal);
     drop((a, b));
     eventually("tasks are gone", || {
-        tokio::runtime::Handle::current().metrics().num_alive_tasks() == 0
+        tokio::runtime::Handle::current()
+            .metrics()
+            .num_alive_tasks()
+            == 0
     })
     .await;
 }
-
-pub trait Io: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
-impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Io for T {}
 
 pub fn pipe(size: usize) -> (DuplexStream, DuplexStream) {
     tokio::io::duplex(size)
