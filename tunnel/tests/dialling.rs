@@ -1,5 +1,7 @@
 //! Dialling over real sockets, and what each refusal becomes.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod support;
 
 use std::time::Duration;

@@ -1,5 +1,7 @@
 //! Carriers against peers that do what no honest peer does.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod support;
 
 use std::time::Duration;

@@ -1,6 +1,8 @@
 //! A line over a carrier: bytes arrive as they were sent, its end is its own, and a cut anywhere
 //! is an error.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod support;
 
 use std::time::Duration;
