@@ -133,6 +133,14 @@ pub async fn redeem(
     token: &EnrolmentToken,
     extra_ca: Option<&Path>,
 ) -> Result<Enrolled, EnrolError> {
+    redeem_within(DEADLINE, token, extra_ca).await
+}
+
+async fn redeem_within(
+    deadline: Duration,
+    token: &EnrolmentToken,
+    extra_ca: Option<&Path>,
+) -> Result<Enrolled, EnrolError> {
     let relay = &token.relay;
     if relay.scheme() != "https" && !is_loopback(relay) {
         return Err(EnrolError::Insecure {
@@ -145,7 +153,7 @@ pub async fn redeem(
         csr: pending.csr_pem(),
     };
     let body = serde_json::to_vec(&request).map_err(|error| Error::Invalid(error.to_string()))?;
-    let answer = tokio::time::timeout(DEADLINE, client::post(token, extra_ca, body))
+    let answer = tokio::time::timeout(deadline, client::post(token, extra_ca, body))
         .await
         .map_err(|_| EnrolError::Timeout {
             relay: relay.clone(),

@@ -134,3 +134,6 @@ fn decode(part: &str) -> Result<Vec<u8>, JwsError> {
 fn json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, JwsError> {
     serde_json::from_slice(bytes).map_err(|error| JwsError::Malformed(error.to_string()))
 }
+
+#[cfg(test)]
+mod tests;

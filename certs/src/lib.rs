@@ -14,6 +14,8 @@ pub mod identity;
 pub mod jws;
 pub mod roots;
 pub mod spiffe;
+#[cfg(test)]
+mod testing;
 pub mod tls;
 pub mod token;
 pub mod validator;

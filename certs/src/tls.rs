@@ -183,3 +183,6 @@ fn never_resume(config: &mut ServerConfig) {
 fn crypto(error: rustls::Error) -> Error {
     Error::Crypto(error.to_string())
 }
+
+#[cfg(test)]
+mod tests;

@@ -420,3 +420,6 @@ fn time_of(seconds: i64) -> Result<SystemTime, CheckError> {
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
+
+#[cfg(test)]
+mod tests;

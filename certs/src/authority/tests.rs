@@ -163,15 +163,13 @@ async fn a_damaged_database_is_named() {
     let set = Set::new();
     drop(set.open().await);
     let state = set.dir.path().join("state");
-    for file in ["authority.db-wal", "authority.db-shm"] {
-        let _ = std::fs::remove_file(state.join(file));
+    let copy = tempfile::tempdir().unwrap();
+    for file in ["ca.pem", "ca.key"] {
+        std::fs::copy(state.join(file), copy.path().join(file)).unwrap();
     }
-    std::fs::write(
-        state.join("authority.db"),
-        "this is not a database at all".repeat(99),
-    )
-    .unwrap();
-    let error = Authority::open(&state).await.unwrap_err().to_string();
+    let nonsense = "this is not a database at all".repeat(99);
+    std::fs::write(copy.path().join("authority.db"), nonsense).unwrap();
+    let error = Authority::open(copy.path()).await.unwrap_err().to_string();
     assert!(error.contains("authority.db"), "{error}");
 }
 
