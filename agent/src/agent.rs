@@ -44,20 +44,40 @@ struct Held {
 ///
 /// # Errors
 /// What keeps an agent from starting: no identity, no access to the cluster, no audit.
-pub async fn run(config: Config, admin: Option<TcpListener>, shutdown: Shutdown) -> Result<(), Error> {
+pub async fn run(
+    config: Config,
+    admin: Option<TcpListener>,
+    shutdown: Shutdown,
+) -> Result<(), Error> {
     let (identity, roots) = state::identity(&config.state_dir)?;
     let registry = Registry::new();
     let metrics = Metrics::register(&registry)?;
-    let upstream = Upstream::load(config.cluster.clone(), config.limits.upstream, metrics.clone()).await?;
-    let audit = AuditLimits { queue: config.limits.lines.audit_queue, required: config.audit_required };
-    let sink = Sink::open(&config.audit, audit, metrics.clone())
-        .map_err(|source| Error::Audit { target: audit_target(&config.audit), source })?;
+    let upstream = Upstream::load(
+        config.cluster.clone(),
+        config.limits.upstream,
+        metrics.clone(),
+    )
+    .await?;
+    let audit = AuditLimits {
+        queue: config.limits.lines.audit_queue,
+        required: config.audit_required,
+    };
+    let sink =
+        Sink::open(&config.audit, audit, metrics.clone()).map_err(|source| Error::Audit {
+            target: audit_target(&config.audit),
+            source,
+        })?;
 
     // The admin listener goes on while the rest drains, so that /readyz says so.
     let (end, ended) = Shutdown::new();
     let readiness = Readiness::new();
     let admin = admin.map(|listener| {
-        tokio::spawn(admin::run(listener, registry.clone(), readiness.clone(), ended.clone()))
+        tokio::spawn(admin::run(
+            listener,
+            registry.clone(),
+            readiness.clone(),
+            ended.clone(),
+        ))
     });
 
     let (stop_trigger, stop) = Shutdown::new();
@@ -74,17 +94,29 @@ pub async fn run(config: Config, admin: Option<TcpListener>, shutdown: Shutdown)
         stop,
         roots,
         validator,
-        identity: Mutex::new(Held { identity: Arc::new(identity), server }),
+        identity: Mutex::new(Held {
+            identity: Arc::new(identity),
+            server,
+        }),
     });
     tracing::info!(cluster = agent.cluster, relay = %config.relay, "the agent has started");
 
     let (report, status) = watch::channel(AgentStatus::default());
-    let watching = tokio::spawn(status_report::watch(agent.clone(), config.timing.status, report));
+    let watching = tokio::spawn(status_report::watch(
+        agent.clone(),
+        config.timing.status,
+        report,
+    ));
     let grace = config.timing.drain;
-    let carriers = Keeper::new(agent.clone(), config, status, readiness.condition("relay")).run().await;
+    let carriers = Keeper::new(agent.clone(), config, status, readiness.condition("relay"))
+        .run()
+        .await;
     watching.abort();
     if let Err(left) = agent.drain.drained_within(grace).await {
-        tracing::info!(left, "sessions are cut off, because the time to drain is over");
+        tracing::info!(
+            left,
+            "sessions are cut off, because the time to drain is over"
+        );
     }
     stop_trigger.trigger();
     carriers.close().await;
@@ -115,7 +147,10 @@ impl Agent {
     /// New sessions and carriers use the new identity; those that live go on with the old.
     pub(crate) fn replace(&self, identity: Identity) -> Result<(), throwline_certs::Error> {
         let server = tls::session_server(&identity, &self.validator)?;
-        *self.identity.lock().unwrap_or_else(PoisonError::into_inner) = Held { identity: Arc::new(identity), server };
+        *self.identity.lock().unwrap_or_else(PoisonError::into_inner) = Held {
+            identity: Arc::new(identity),
+            server,
+        };
         Ok(())
     }
 
@@ -128,7 +163,10 @@ impl Agent {
     }
 
     fn held(&self) -> Held {
-        self.identity.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.identity
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 }
 

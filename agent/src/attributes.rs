@@ -40,12 +40,25 @@ impl Attributes {
     /// Reads method and target; never fails, because refused requests are audited too.
     pub(crate) fn of(method: &Method, uri: &Uri) -> Self {
         let query = Query::of(uri.query().unwrap_or_default());
-        let segments: Vec<String> = uri.path().split('/').filter(|s| !s.is_empty()).map(text).collect();
+        let segments: Vec<String> = uri
+            .path()
+            .split('/')
+            .filter(|s| !s.is_empty())
+            .map(text)
+            .collect();
         let segments: Vec<&str> = segments.iter().map(String::as_str).collect();
         match segments.as_slice() {
-            ["api", version, rest @ ..] if !rest.is_empty() => resource(method, "", version, rest, &query),
-            ["apis", group, version, rest @ ..] if !rest.is_empty() => resource(method, group, version, rest, &query),
-            _ => Self { verb: method.as_str().to_ascii_lowercase(), object: None, long_running: false },
+            ["api", version, rest @ ..] if !rest.is_empty() => {
+                resource(method, "", version, rest, &query)
+            }
+            ["apis", group, version, rest @ ..] if !rest.is_empty() => {
+                resource(method, group, version, rest, &query)
+            }
+            _ => Self {
+                verb: method.as_str().to_ascii_lowercase(),
+                object: None,
+                long_running: false,
+            },
         }
     }
 
@@ -58,14 +71,24 @@ impl Attributes {
     }
 }
 
-fn resource(method: &Method, group: &str, version: &str, rest: &[&str], query: &Query) -> Attributes {
+fn resource(
+    method: &Method,
+    group: &str,
+    version: &str,
+    rest: &[&str],
+    query: &Query,
+) -> Attributes {
     let (mut special, mut rest) = (None, rest);
     // The old prefix form of a watch, `/api/v1/watch/pods`.
     if rest.len() > 1 && matches!(rest[0], "watch" | "proxy") {
         special = Some(rest[0]);
         rest = &rest[1..];
     }
-    let mut object = ObjectRef { api_group: group.into(), api_version: version.into(), ..ObjectRef::default() };
+    let mut object = ObjectRef {
+        api_group: group.into(),
+        api_version: version.into(),
+        ..ObjectRef::default()
+    };
     // `namespaces/NS/resource…` is namespaced, but `namespaces/NS` and its own subresources are not.
     let parts = match rest {
         ["namespaces", namespace, more @ ..] => {
@@ -103,7 +126,11 @@ fn resource(method: &Method, group: &str, version: &str, rest: &[&str], query: &
     let long_running = matches!(verb, "watch" | "proxy")
         || is_connect(&object.subresource)
         || (object.subresource == "log" && query.follow);
-    Attributes { verb: verb.to_owned(), object: Some(object), long_running }
+    Attributes {
+        verb: verb.to_owned(),
+        object: Some(object),
+        long_running,
+    }
 }
 
 fn is_connect(subresource: &str) -> bool {
@@ -125,14 +152,17 @@ struct Query {
 impl Query {
     fn of(query: &str) -> Self {
         let mut read = Self::default();
-        let is_true = |value: &str| !matches!(value, "" | "0" | "false" | "False" | "FALSE" | "f" | "F");
+        let is_true =
+            |value: &str| !matches!(value, "" | "0" | "false" | "False" | "FALSE" | "f" | "F");
         for (key, value) in form_urlencoded::parse(query.as_bytes()) {
             match key.as_ref() {
                 // Kubernetes takes a bare `?watch` for true.
                 "watch" => read.watch = value.is_empty() || is_true(&value),
                 "follow" => read.follow = is_true(&value),
                 "fieldSelector" => {
-                    let name = value.split(',').find_map(|term| term.strip_prefix("metadata.name="));
+                    let name = value
+                        .split(',')
+                        .find_map(|term| term.strip_prefix("metadata.name="));
                     read.name = name.unwrap_or_default().trim_start_matches('=').to_owned();
                 }
                 _ => {}
@@ -175,20 +205,68 @@ mod tests {
             ("GET", "/api/v1/pods?watch=true", "watch /v1  pods// long"),
             ("GET", "/api/v1/pods?watch=0", "list /v1  pods//"),
             ("GET", "/api/v1/pods?watch", "watch /v1  pods// long"),
-            ("GET", "/api/v1/watch/namespaces/a/pods", "watch /v1 a pods// long"),
-            ("GET", "/api/v1/namespaces/a/pods?watch=1&fieldSelector=metadata.name%3Db", "watch /v1 a pods/b/ long"),
-            ("POST", "/apis/apps/v1/namespaces/a/deployments", "create apps/v1 a deployments//"),
-            ("PUT", "/apis/apps/v1/namespaces/a/deployments/d/scale", "update apps/v1 a deployments/d/scale"),
-            ("PATCH", "/apis/apps/v1/namespaces/a/deployments/d", "patch apps/v1 a deployments/d/"),
-            ("DELETE", "/api/v1/namespaces/a/pods/b", "delete /v1 a pods/b/"),
-            ("DELETE", "/api/v1/namespaces/a/pods", "deletecollection /v1 a pods//"),
+            (
+                "GET",
+                "/api/v1/watch/namespaces/a/pods",
+                "watch /v1 a pods// long",
+            ),
+            (
+                "GET",
+                "/api/v1/namespaces/a/pods?watch=1&fieldSelector=metadata.name%3Db",
+                "watch /v1 a pods/b/ long",
+            ),
+            (
+                "POST",
+                "/apis/apps/v1/namespaces/a/deployments",
+                "create apps/v1 a deployments//",
+            ),
+            (
+                "PUT",
+                "/apis/apps/v1/namespaces/a/deployments/d/scale",
+                "update apps/v1 a deployments/d/scale",
+            ),
+            (
+                "PATCH",
+                "/apis/apps/v1/namespaces/a/deployments/d",
+                "patch apps/v1 a deployments/d/",
+            ),
+            (
+                "DELETE",
+                "/api/v1/namespaces/a/pods/b",
+                "delete /v1 a pods/b/",
+            ),
+            (
+                "DELETE",
+                "/api/v1/namespaces/a/pods",
+                "deletecollection /v1 a pods//",
+            ),
             ("GET", "/api/v1/namespaces/a", "get /v1 a namespaces/a/"),
-            ("PUT", "/api/v1/namespaces/a/finalize", "update /v1 a namespaces/a/finalize"),
+            (
+                "PUT",
+                "/api/v1/namespaces/a/finalize",
+                "update /v1 a namespaces/a/finalize",
+            ),
             ("GET", "/api/v1/namespaces", "list /v1  namespaces//"),
-            ("GET", "/api/v1/namespaces/a/pods/b/exec?command=sh", "get /v1 a pods/b/exec long"),
-            ("POST", "/api/v1/namespaces/a/pods/b/portforward", "create /v1 a pods/b/portforward long"),
-            ("GET", "/api/v1/namespaces/a/pods/b/log?follow=true", "get /v1 a pods/b/log long"),
-            ("GET", "/api/v1/namespaces/a/pods/b/log", "get /v1 a pods/b/log"),
+            (
+                "GET",
+                "/api/v1/namespaces/a/pods/b/exec?command=sh",
+                "get /v1 a pods/b/exec long",
+            ),
+            (
+                "POST",
+                "/api/v1/namespaces/a/pods/b/portforward",
+                "create /v1 a pods/b/portforward long",
+            ),
+            (
+                "GET",
+                "/api/v1/namespaces/a/pods/b/log?follow=true",
+                "get /v1 a pods/b/log long",
+            ),
+            (
+                "GET",
+                "/api/v1/namespaces/a/pods/b/log",
+                "get /v1 a pods/b/log",
+            ),
             ("GET", "/api/v1/nodes/n%3A1", "get /v1  nodes/n:1/"),
             ("GET", "/version", "get /  //"),
             ("GET", "/apis/apps/v1", "get /  //"),
@@ -199,13 +277,29 @@ mod tests {
 
     #[test]
     fn a_websocket_exec_counts_as_create() {
-        assert_eq!(of("GET", "/api/v1/namespaces/a/pods/b/exec").effective_verb(), "create");
-        assert_eq!(of("GET", "/api/v1/namespaces/a/pods/b").effective_verb(), "get");
+        assert_eq!(
+            of("GET", "/api/v1/namespaces/a/pods/b/exec").effective_verb(),
+            "create"
+        );
+        assert_eq!(
+            of("GET", "/api/v1/namespaces/a/pods/b").effective_verb(),
+            "get"
+        );
     }
 
     #[test]
     fn nonsense_is_read_without_a_panic() {
-        for uri in ["/", "//", "/api", "/api/", "/api/v1/", "/apis///", "/%ff/%", "/api/v1/namespaces/%0a", "*"] {
+        for uri in [
+            "/",
+            "//",
+            "/api",
+            "/api/",
+            "/api/v1/",
+            "/apis///",
+            "/%ff/%",
+            "/api/v1/namespaces/%0a",
+            "*",
+        ] {
             let _ = of("GET", uri);
         }
     }

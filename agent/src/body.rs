@@ -59,9 +59,22 @@ impl Upload {
     pub(crate) fn new(inner: Incoming, limit: Duration) -> (Self, UploadWatch) {
         let idle = Box::pin(tokio::time::sleep(limit));
         let sent = CancellationToken::new();
-        let watch = UploadWatch { stalled: Arc::default(), sent: sent.clone() };
+        let watch = UploadWatch {
+            stalled: Arc::default(),
+            sent: sent.clone(),
+        };
         let stalled = watch.stalled.clone();
-        (Self { inner, idle, limit, waiting: false, stalled, _sent: sent.drop_guard() }, watch)
+        (
+            Self {
+                inner,
+                idle,
+                limit,
+                waiting: false,
+                stalled,
+                _sent: sent.drop_guard(),
+            },
+            watch,
+        )
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -73,7 +86,10 @@ impl Body for Upload {
     type Data = Bytes;
     type Error = UploadError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, UploadError>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, UploadError>>> {
         loop {
             match Pin::new(&mut self.inner).poll_frame(cx) {
                 Poll::Ready(Some(Ok(frame))) => {
@@ -83,7 +99,9 @@ impl Body for Upload {
                         return Poll::Ready(Some(Ok(frame)));
                     }
                 }
-                Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(UploadError::Client(error)))),
+                Poll::Ready(Some(Err(error))) => {
+                    return Poll::Ready(Some(Err(UploadError::Client(error))));
+                }
                 Poll::Ready(None) => return Poll::Ready(None),
                 Poll::Pending => break,
             }
@@ -124,8 +142,19 @@ enum End {
 }
 
 impl Download {
-    pub(crate) fn new(inner: Incoming, lease: Option<Lease>, record: Record, metrics: Metrics) -> Self {
-        Self { inner, lease, record, metrics, end: End::NotYet }
+    pub(crate) fn new(
+        inner: Incoming,
+        lease: Option<Lease>,
+        record: Record,
+        metrics: Metrics,
+    ) -> Self {
+        Self {
+            inner,
+            lease,
+            record,
+            metrics,
+            end: End::NotYet,
+        }
     }
 }
 
@@ -133,7 +162,10 @@ impl Body for Download {
     type Data = Bytes;
     type Error = hyper::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         loop {
             match ready!(Pin::new(&mut self.inner).poll_frame(cx)) {
                 Some(Ok(frame)) if frame.is_data() => return Poll::Ready(Some(Ok(frame))),

@@ -73,7 +73,10 @@ pub struct Lines {
 
 impl Default for Lines {
     fn default() -> Self {
-        Self { most: 2000, audit_queue: 4096 }
+        Self {
+            most: 2000,
+            audit_queue: 4096,
+        }
     }
 }
 

@@ -14,17 +14,25 @@ pub enum Error {
          create --cluster NAME) and give it with --token-file", .0.display()
     )]
     NotEnrolled(PathBuf),
-    #[error("the state directory already holds the identity of {0}; use another directory, or remove it first")]
+    #[error(
+        "the state directory already holds the identity of {0}; use another directory, or remove it first"
+    )]
     AlreadyEnrolled(String),
     /// A token made for a user was given to an agent.
-    #[error("the token is for {0}, not for a cluster; make one with throwline token create --cluster NAME")]
+    #[error(
+        "the token is for {0}, not for a cluster; make one with throwline token create --cluster NAME"
+    )]
     NotACluster(String),
     #[error(transparent)]
     Enrol(#[from] throwline_certs::enrol::EnrolError),
     #[error(transparent)]
     State(#[from] throwline_certs::Error),
     #[error("cannot {action} {}: {source}", path.display())]
-    File { action: &'static str, path: PathBuf, source: io::Error },
+    File {
+        action: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
     #[error("{} is damaged: {reason}; enrol this agent again", path.display())]
     Damaged { path: PathBuf, reason: String },
     #[error(transparent)]

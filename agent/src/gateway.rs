@@ -34,7 +34,13 @@ pub struct Gateway {
 
 impl Gateway {
     pub fn new(upstream: Upstream, sink: Sink, metrics: Metrics, limits: Limits) -> Self {
-        Self { upstream, rights: Rights::default(), sink, metrics, limits }
+        Self {
+            upstream,
+            rights: Rights::default(),
+            sink,
+            metrics,
+            limits,
+        }
     }
 
     pub(crate) fn upstream(&self) -> &Upstream {
@@ -60,7 +66,9 @@ impl Gateway {
         let mut response = self.pass(&subject, life, request).await;
         self.metrics.answered(response.status());
         if http1 && response.status() != StatusCode::SWITCHING_PROTOCOLS {
-            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            response
+                .headers_mut()
+                .insert(CONNECTION, HeaderValue::from_static("close"));
         }
         Ok(response)
     }
@@ -78,7 +86,12 @@ impl Gateway {
             Ok(record) => record,
             Err((unavailable, mut record)) => return failed(&mut record, unavailable.into()),
         };
-        let Forward { kind, method, target, headers } = match rules::decide(&head, &subject.user) {
+        let Forward {
+            kind,
+            method,
+            target,
+            headers,
+        } = match rules::decide(&head, &subject.user) {
             Ok(forward) => forward,
             Err(refusal) => {
                 self.metrics.refused.inc();
@@ -93,12 +106,22 @@ impl Gateway {
             }
         };
         if let Kind::Upgrade(protocol) = kind {
-            let attempt = upgrade::Attempt { method, target, headers, protocol };
+            let attempt = upgrade::Attempt {
+                method,
+                target,
+                headers,
+                protocol,
+            };
             return upgrade::run(self, life, record, attempt, client).await;
         }
 
         let (upload, watch) = Upload::new(body, self.limits.upload_idle);
-        let outgoing = Outgoing { method, target, headers, body: OutBody::Right(upload) };
+        let outgoing = Outgoing {
+            method,
+            target,
+            headers,
+            body: OutBody::Right(upload),
+        };
         let waiting = async {
             if record.is_long_running() {
                 std::future::pending::<()>().await;
@@ -137,7 +160,12 @@ impl Gateway {
         if head.status == StatusCode::SWITCHING_PROTOCOLS {
             // Nobody asked for it. The connection goes with the lease that is dropped here.
             drop((lease, body));
-            return failed(&mut record, Failure::from(&upstream::Error::Broken("a switch of protocols unasked for")));
+            return failed(
+                &mut record,
+                Failure::from(&upstream::Error::Broken(
+                    "a switch of protocols unasked for",
+                )),
+            );
         }
         if let Some(failure) = self.judge(&record, head.status).await {
             return failed(&mut record, failure);
@@ -151,7 +179,11 @@ impl Gateway {
     }
 
     /// What a status says about the agent's own account rather than about the user.
-    pub(crate) async fn judge(self: &Arc<Self>, record: &Record, status: StatusCode) -> Option<Failure> {
+    pub(crate) async fn judge(
+        self: &Arc<Self>,
+        record: &Record,
+        status: StatusCode,
+    ) -> Option<Failure> {
         match status {
             // The user is known by impersonation, so it is the agent whom the API server does not
             // know. Behind a `proxy` subresource it may be the workload that wants a password.

@@ -60,7 +60,15 @@ impl Keeper {
         ready: ReadinessGuard,
     ) -> Self {
         let backoff = Backoff::new(config.timing.backoff);
-        Self { agent, config, status, ready, said: Said::default(), backoff, serving: JoinSet::new() }
+        Self {
+            agent,
+            config,
+            status,
+            ready,
+            said: Said::default(),
+            backoff,
+            serving: JoinSet::new(),
+        }
     }
 
     /// Ends with the shutdown only; gives back what still carries sessions.
@@ -105,13 +113,17 @@ impl Keeper {
             while self.serving.try_join_next().is_some() {}
         }
         self.ready.not_ready("the agent is stopping");
-        Left { current, serving: self.serving }
+        Left {
+            current,
+            serving: self.serving,
+        }
     }
 
     async fn dial(&self) -> Result<Connection, Failure> {
         let identity = self.agent.identity();
         let plaintext = self.config.relay.scheme() == "http";
-        let tls = (!plaintext).then(|| tls::carrier_client(&self.agent.roots, self.config.extra_ca.as_deref()));
+        let tls = (!plaintext)
+            .then(|| tls::carrier_client(&self.agent.roots, self.config.extra_ca.as_deref()));
         let mut dialling = DialConfig::new(
             self.config.relay.clone(),
             tls.transpose()?,
@@ -130,7 +142,11 @@ impl Keeper {
     }
 
     fn serve(&mut self, connection: Connection, drain: watch::Sender<Option<Drain>>) -> Carrier {
-        let Connection { carrier, mut incoming, .. } = connection;
+        let Connection {
+            carrier,
+            mut incoming,
+            ..
+        } = connection;
         if self.said.recovered() {
             tracing::info!(carrier = carrier.id(), "connected to the relay again");
         } else {
@@ -153,7 +169,11 @@ impl Keeper {
     }
 
     /// Waits until the carrier needs a successor, renewing the certificate on the way.
-    async fn until_due(&mut self, carrier: &Carrier, mut drain: watch::Receiver<Option<Drain>>) -> Due {
+    async fn until_due(
+        &mut self,
+        carrier: &Carrier,
+        mut drain: watch::Receiver<Option<Drain>>,
+    ) -> Due {
         let rotate = Instant::now() + jittered(self.config.timing.rotate);
         let mut renew = Instant::now() + until(self.agent.identity().renew_at());
         let shutdown = self.agent.shutdown.clone();
@@ -207,7 +227,12 @@ impl Keeper {
 
     fn failed(&mut self, error: &Failure) {
         let kind = error.kind();
-        self.agent.gateway.metrics().connect_failures.with_label_values(&[kind]).inc();
+        self.agent
+            .gateway
+            .metrics()
+            .connect_failures
+            .with_label_values(&[kind])
+            .inc();
         if let Failure::Dial(error) = error
             && let Some(after) = error.retry_after()
         {
@@ -217,8 +242,10 @@ impl Keeper {
             tracing::warn!(%error, silent, relay = %self.config.relay, "cannot connect to the relay; trying on");
         }
         // Somebody may have enrolled this state directory anew.
-        if matches!(error, Failure::Dial(DialError::Unauthenticated | DialError::CertificateExpired { .. }))
-            && let Ok((identity, _)) = state::identity(&self.config.state_dir)
+        if matches!(
+            error,
+            Failure::Dial(DialError::Unauthenticated | DialError::CertificateExpired { .. })
+        ) && let Ok((identity, _)) = state::identity(&self.config.state_dir)
             && identity.id() == self.agent.identity().id()
             && identity.serial() != self.agent.identity().serial()
             && self.agent.replace(identity).is_ok()
@@ -289,8 +316,14 @@ fn prover(identity: &Arc<Identity>) -> Prover {
 }
 
 /// The control stream: our status whenever it changes, the relay's wishes as they come.
-async fn control(carrier: Carrier, mut status: watch::Receiver<AgentStatus>, drain: watch::Sender<Option<Drain>>) {
-    let header = StreamHeader { kind: Some(StreamKind::Control(Control::default())) };
+async fn control(
+    carrier: Carrier,
+    mut status: watch::Receiver<AgentStatus>,
+    drain: watch::Sender<Option<Drain>>,
+) {
+    let header = StreamHeader {
+        kind: Some(StreamKind::Control(Control::default())),
+    };
     let stream = match carrier.open(header).await {
         Ok((stream, _)) => stream,
         Err(error) => return tracing::warn!(%error, "the relay took no control stream"),
@@ -301,7 +334,9 @@ async fn control(carrier: Carrier, mut status: watch::Receiver<AgentStatus>, dra
             let now = status.borrow_and_update().clone();
             // Nothing is known before the first answer of the API server.
             if now != AgentStatus::default() {
-                let told = ControlMessage { kind: Some(ControlKind::AgentStatus(now)) };
+                let told = ControlMessage {
+                    kind: Some(ControlKind::AgentStatus(now)),
+                };
                 message::write(&mut write, &told, CONTROL_CAP).await?;
             }
             if status.changed().await.is_err() {

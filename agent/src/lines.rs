@@ -42,7 +42,10 @@ pub(crate) async fn take(agent: Arc<Agent>, stream: IncomingStream) {
     };
     let Ok(_room) = agent.room.clone().try_acquire_owned() else {
         agent.count_line("refused");
-        let refusal = Refusal::new(RefusalCode::Limit, "the agent carries as many sessions as it may; try again");
+        let refusal = Refusal::new(
+            RefusalCode::Limit,
+            "the agent carries as many sessions as it may; try again",
+        );
         return stream.refuse(refusal).await;
     };
     match set_up(&agent, stream).await {
@@ -60,15 +63,24 @@ pub(crate) async fn take(agent: Arc<Agent>, stream: IncomingStream) {
 /// What of a stream's header can be refused before anything is set up.
 fn judge(agent: &Agent, stream: &IncomingStream) -> Result<Open, Refusal> {
     let Some(StreamKind::Open(open)) = &stream.header.kind else {
-        return Err(Refusal::new(RefusalCode::Unsupported, "an agent takes lines only"));
+        return Err(Refusal::new(
+            RefusalCode::Unsupported,
+            "an agent takes lines only",
+        ));
     };
     if !(proto::VERSION_MIN..=proto::VERSION).contains(&open.version) {
         let (min, max) = (proto::VERSION_MIN, proto::VERSION);
-        let text = format!("this agent speaks line versions {min} to {max}, not {}", open.version);
+        let text = format!(
+            "this agent speaks line versions {min} to {max}, not {}",
+            open.version
+        );
         return Err(Refusal::new(RefusalCode::Version, text));
     }
     if open.cluster != agent.cluster {
-        let text = format!("this is the agent of {}, not of the cluster asked for", agent.cluster);
+        let text = format!(
+            "this is the agent of {}, not of the cluster asked for",
+            agent.cluster
+        );
         return Err(Refusal::new(RefusalCode::UnknownCluster, text));
     }
     if agent.is_draining() {
@@ -80,11 +92,16 @@ fn judge(agent: &Agent, stream: &IncomingStream) -> Result<Open, Refusal> {
 type Sealed = TlsStream<line::Line<throwline_tunnel::mux::Stream>>;
 
 async fn set_up(agent: &Agent, stream: IncomingStream) -> Result<(Sealed, PeerIdentity), LineEnd> {
-    let reply = StreamReply { agent_instance: agent.instance.clone(), ..StreamReply::accepted() };
+    let reply = StreamReply {
+        agent_instance: agent.instance.clone(),
+        ..StreamReply::accepted()
+    };
     let stream = stream.accept(reply).await.map_err(LineEnd::Stream)?;
     let line = line::accept(stream).await?;
     let (config, validator) = agent.session_server();
-    let session = throwline_tunnel::session::accept(line, config).await.map_err(LineEnd::Session)?;
+    let session = throwline_tunnel::session::accept(line, config)
+        .await
+        .map_err(LineEnd::Session)?;
     // The handshake has asked the same validator; here it tells who it was, and once more whether
     // the certificate is good now.
     let chain = session.get_ref().1.peer_certificates().unwrap_or_default();
@@ -111,14 +128,24 @@ where
         stop: agent.stop.clone(),
         guard: Arc::new(agent.drain.guard()),
     };
-    tracing::debug!(user = subject.user.name, source = subject.source, ?protocol, "a session has begun");
+    tracing::debug!(
+        user = subject.user.name,
+        source = subject.source,
+        ?protocol,
+        "a session has begun"
+    );
     session::serve(session, protocol, agent.gateway.clone(), subject, life).await;
 }
 
 /// The user is who the certificate says, whatever the relay says.
 fn user_of(peer: &PeerIdentity, with_credential: bool) -> User {
     // As Kubernetes itself names a client certificate in `authentication.kubernetes.io/credential-id`.
-    let fingerprint = || peer.fingerprint.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let fingerprint = || {
+        peer.fingerprint
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect::<String>()
+    };
     User {
         name: peer.id.name().to_owned(),
         groups: peer.groups.clone(),
@@ -128,8 +155,14 @@ fn user_of(peer: &PeerIdentity, with_credential: bool) -> User {
 
 /// The relay's word on where the user is, if it is an address at all; for the audit only.
 fn source_of(open: &Open) -> String {
-    let address = open.client_addr.parse::<SocketAddr>().map(|address| address.ip());
-    address.or_else(|_| open.client_addr.parse::<IpAddr>()).map(|ip| ip.to_string()).unwrap_or_default()
+    let address = open
+        .client_addr
+        .parse::<SocketAddr>()
+        .map(|address| address.ip());
+    address
+        .or_else(|_| open.client_addr.parse::<IpAddr>())
+        .map(|ip| ip.to_string())
+        .unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -138,7 +171,12 @@ mod tests {
 
     #[test]
     fn only_an_address_becomes_a_source() {
-        let of = |text: &str| source_of(&Open { client_addr: text.into(), ..Open::default() });
+        let of = |text: &str| {
+            source_of(&Open {
+                client_addr: text.into(),
+                ..Open::default()
+            })
+        };
         assert_eq!(of("192.0.2.1:443"), "192.0.2.1");
         assert_eq!(of("[2001:db8::1]:443"), "2001:db8::1");
         assert_eq!(of("2001:db8::1"), "2001:db8::1");

@@ -43,7 +43,9 @@ impl Metrics {
     }
 
     fn make() -> Result<Self, prometheus::Error> {
-        let counters = |name: &str, help: &str, label: &str| IntCounterVec::new(Opts::new(name, help), &[label]);
+        let counters = |name: &str, help: &str, label: &str| {
+            IntCounterVec::new(Opts::new(name, help), &[label])
+        };
         Ok(Self {
             requests: counters(
                 "throwline_agent_requests_total",
@@ -145,7 +147,11 @@ mod tests {
         let metrics = Metrics::register(&registry).unwrap();
         metrics.answered(StatusCode::OK);
         let families = registry.gather();
-        assert!(families.iter().all(|family| family.name().starts_with("throwline_agent_")));
+        assert!(
+            families
+                .iter()
+                .all(|family| family.name().starts_with("throwline_agent_"))
+        );
         assert!(Metrics::register(&registry).is_err());
     }
 }

@@ -33,16 +33,29 @@ pub(crate) enum RenewalError {
 }
 
 /// Renews, saves and puts to use; on any failure the old identity stays as it is.
-pub(crate) async fn renew(agent: &Agent, carrier: &Carrier, state_dir: &Path) -> Result<SystemTime, RenewalError> {
+pub(crate) async fn renew(
+    agent: &Agent,
+    carrier: &Carrier,
+    state_dir: &Path,
+) -> Result<SystemTime, RenewalError> {
     let pending = PendingIdentity::generate()?;
-    let header = StreamHeader { kind: Some(StreamKind::Renew(Renew { csr: pending.csr_der().to_vec() })) };
+    let header = StreamHeader {
+        kind: Some(StreamKind::Renew(Renew {
+            csr: pending.csr_der().to_vec(),
+        })),
+    };
     let asking = async {
         let (mut stream, _) = carrier.open(header).await?;
         Ok::<_, RenewalError>(message::read::<Certificate, _>(&mut stream, CERTIFICATE_CAP).await?)
     };
-    let answer = tokio::time::timeout(DEADLINE, asking).await.map_err(|_| RenewalError::Timeout)??;
-    let chain: Vec<CertificateDer<'static>> = answer.chain.into_iter().map(CertificateDer::from).collect();
-    let peer = agent.validator().check(&chain, Want::CARRIER, SystemTime::now())?;
+    let answer = tokio::time::timeout(DEADLINE, asking)
+        .await
+        .map_err(|_| RenewalError::Timeout)??;
+    let chain: Vec<CertificateDer<'static>> =
+        answer.chain.into_iter().map(CertificateDer::from).collect();
+    let peer = agent
+        .validator()
+        .check(&chain, Want::CARRIER, SystemTime::now())?;
     if peer.id != *agent.identity().id() {
         return Err(RenewalError::Wrong(format!("it names {}", peer.id)));
     }

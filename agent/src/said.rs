@@ -34,7 +34,12 @@ impl Said {
                 Some(std::mem::take(&mut last.silent))
             }
             other => {
-                *other = Some(Last { kind, at: now, interval: FIRST, silent: 0 });
+                *other = Some(Last {
+                    kind,
+                    at: now,
+                    interval: FIRST,
+                    silent: 0,
+                });
                 Some(0)
             }
         }
@@ -55,7 +60,10 @@ mod tests {
         let (mut said, start) = (Said::default(), Instant::now());
         let mut times = Vec::new();
         for second in 0..4 * 3600 {
-            if said.say("connect", start + Duration::from_secs(second)).is_some() {
+            if said
+                .say("connect", start + Duration::from_secs(second))
+                .is_some()
+            {
                 times.push(second);
             }
         }

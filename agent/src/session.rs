@@ -99,8 +99,13 @@ impl Lifetime {
 }
 
 /// Serves one session to its end.
-pub async fn serve<IO>(io: IO, protocol: Protocol, gateway: Arc<Gateway>, subject: Arc<Subject>, life: Lifetime)
-where
+pub async fn serve<IO>(
+    io: IO,
+    protocol: Protocol,
+    gateway: Arc<Gateway>,
+    subject: Arc<Subject>,
+    life: Lifetime,
+) where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let _held = Held::new(&gateway.metrics().sessions);
@@ -128,7 +133,11 @@ where
         .keep_alive_timeout(Duration::from_secs(20));
     let service = {
         let life = life.clone();
-        service_fn(move |request| gateway.clone().answer(subject.clone(), life.clone(), request))
+        service_fn(move |request| {
+            gateway
+                .clone()
+                .answer(subject.clone(), life.clone(), request)
+        })
     };
     let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(io), service));
     let ended = tokio::select! {
@@ -167,7 +176,11 @@ where
     };
     let service = {
         let life = life.clone();
-        service_fn(move |request| gateway.clone().answer(subject.clone(), life.clone(), request))
+        service_fn(move |request| {
+            gateway
+                .clone()
+                .answer(subject.clone(), life.clone(), request)
+        })
     };
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -186,7 +199,12 @@ where
 }
 
 /// Answers what is no request, as far as there is somebody to answer.
-async fn refuse<IO: AsyncWrite + Unpin>(mut io: IO, gateway: &Gateway, subject: &Subject, error: HeadError) {
+async fn refuse<IO: AsyncWrite + Unpin>(
+    mut io: IO,
+    gateway: &Gateway,
+    subject: &Subject,
+    error: HeadError,
+) {
     let status = match &error {
         HeadError::Unused | HeadError::Idle => {
             let _ = io.shutdown().await;

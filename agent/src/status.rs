@@ -21,11 +21,19 @@ pub(crate) struct Failure {
 
 impl Failure {
     pub(crate) fn bad_gateway(message: impl Into<String>) -> Self {
-        Self { status: StatusCode::BAD_GATEWAY, reason: "InternalError", message: message.into() }
+        Self {
+            status: StatusCode::BAD_GATEWAY,
+            reason: "InternalError",
+            message: message.into(),
+        }
     }
 
     pub(crate) fn unavailable(message: impl Into<String>) -> Self {
-        Self { status: StatusCode::SERVICE_UNAVAILABLE, reason: "ServiceUnavailable", message: message.into() }
+        Self {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            reason: "ServiceUnavailable",
+            message: message.into(),
+        }
     }
 
     pub(crate) fn response(&self) -> Response<Full<Bytes>> {
@@ -40,7 +48,9 @@ impl Failure {
         });
         let mut response = Response::new(Full::new(Bytes::from(body.to_string())));
         *response.status_mut() = self.status;
-        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        response
+            .headers_mut()
+            .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         // No Retry-After: client-go would try ten times in silence before it shows the message.
         response
     }
@@ -48,7 +58,11 @@ impl Failure {
 
 impl From<Refusal> for Failure {
     fn from(refusal: Refusal) -> Self {
-        Self { status: refusal.status, reason: refusal.reason, message: refusal.message }
+        Self {
+            status: refusal.status,
+            reason: refusal.reason,
+            message: refusal.message,
+        }
     }
 }
 
@@ -62,11 +76,17 @@ impl From<&upstream::Error> for Failure {
     fn from(error: &upstream::Error) -> Self {
         use upstream::Error;
         match error {
-            Error::Connect(_) | Error::Busy | Error::Credentials(_) => Self::unavailable(error.to_string()),
-            Error::Tls(_) | Error::Exchange(_) | Error::Broken(_) => Self::bad_gateway(error.to_string()),
-            Error::Timeout => {
-                Self { status: StatusCode::GATEWAY_TIMEOUT, reason: "Timeout", message: error.to_string() }
+            Error::Connect(_) | Error::Busy | Error::Credentials(_) => {
+                Self::unavailable(error.to_string())
             }
+            Error::Tls(_) | Error::Exchange(_) | Error::Broken(_) => {
+                Self::bad_gateway(error.to_string())
+            }
+            Error::Timeout => Self {
+                status: StatusCode::GATEWAY_TIMEOUT,
+                reason: "Timeout",
+                message: error.to_string(),
+            },
         }
     }
 }

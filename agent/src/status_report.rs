@@ -32,14 +32,19 @@ pub(crate) async fn watch(agent: Arc<Agent>, every: Duration, report: watch::Sen
                     tracing::info!(version, "the API server answers again");
                 }
                 let lacks = missing.as_ref().filter(|missing| !missing.is_empty());
-                let message = lacks.map(|missing| format!("the agent may not impersonate {}", missing.join(", ")));
+                let message = lacks
+                    .map(|missing| format!("the agent may not impersonate {}", missing.join(", ")));
                 status(version, true, message.unwrap_or_default())
             }
             Err(error) => {
                 if let Some(silent) = said.say("api-server", Instant::now()) {
                     tracing::warn!(%error, silent, "the API server does not answer the agent");
                 }
-                status(report.borrow().kubernetes_version.clone(), false, error.to_string())
+                status(
+                    report.borrow().kubernetes_version.clone(),
+                    false,
+                    error.to_string(),
+                )
             }
         };
         let reachable = now.api_server_reachable;
@@ -52,9 +57,15 @@ pub(crate) async fn watch(agent: Arc<Agent>, every: Duration, report: watch::Sen
     }
 }
 
-fn status(kubernetes_version: String, api_server_reachable: bool, mut message: String) -> AgentStatus {
+fn status(
+    kubernetes_version: String,
+    api_server_reachable: bool,
+    mut message: String,
+) -> AgentStatus {
     if message.len() > MESSAGE_MAX {
-        let cut = (0..=MESSAGE_MAX).rev().find(|at| message.is_char_boundary(*at));
+        let cut = (0..=MESSAGE_MAX)
+            .rev()
+            .find(|at| message.is_char_boundary(*at));
         message.truncate(cut.unwrap_or(0));
     }
     AgentStatus {

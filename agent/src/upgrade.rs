@@ -55,17 +55,26 @@ pub(crate) async fn run(
         return refused(gateway, record, response).await;
     }
     let switched = status == StatusCode::SWITCHING_PROTOCOLS
-        && response.headers().get(UPGRADE).is_some_and(|to| to.as_bytes().eq_ignore_ascii_case(protocol.as_bytes()));
+        && response
+            .headers()
+            .get(UPGRADE)
+            .is_some_and(|to| to.as_bytes().eq_ignore_ascii_case(protocol.as_bytes()));
     if !switched {
         // A 2xx or 3xx would leave the user's side believing that its next bytes are still a request.
-        return failed(&mut record, Failure::from(&Error::Broken("an upgrade answered neither by 101 nor by an error")));
+        return failed(
+            &mut record,
+            Failure::from(&Error::Broken(
+                "an upgrade answered neither by 101 nor by an error",
+            )),
+        );
     }
 
     record.answered(status);
     let server = hyper::upgrade::on(&mut response);
     let (mut head, _) = response.into_parts();
     strip_connection(&mut head.headers);
-    head.headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+    head.headers
+        .insert(CONNECTION, HeaderValue::from_static("Upgrade"));
     head.headers.insert(UPGRADE, protocol);
     head.extensions.clear();
     let held = Held::new(&gateway.metrics().upgrades);
@@ -75,7 +84,9 @@ pub(crate) async fn run(
         let copying = async {
             let (client, server) = tokio::try_join!(client, server)?;
             let (config, meter) = (splice::Config::default(), splice::Meter::default());
-            Ok::<_, hyper::Error>(splice(TokioIo::new(client), TokioIo::new(server), &config, &meter).await)
+            Ok::<_, hyper::Error>(
+                splice(TokioIo::new(client), TokioIo::new(server), &config, &meter).await,
+            )
         };
         tokio::select! {
             copied = copying => match copied {
@@ -97,7 +108,9 @@ async fn ask(
     attempt: Attempt,
 ) -> Result<(Response<Incoming>, AbortOnDropHandle<()>), Error> {
     let upstream = gateway.upstream();
-    let request = upstream.upgrade_request(attempt.method, &attempt.target, attempt.headers).await?;
+    let request = upstream
+        .upgrade_request(attempt.method, &attempt.target, attempt.headers)
+        .await?;
     let io = upstream.fresh().await?;
     let broken = |error: hyper::Error| Error::Exchange(error.to_string());
     let (mut sender, connection) = http1::Builder::new()
@@ -115,14 +128,25 @@ async fn ask(
 }
 
 /// Copies the API server's refusal, whole and with a deadline; both connections end after it.
-async fn refused(gateway: &Arc<Gateway>, mut record: Record, response: Response<Incoming>) -> Response<AnswerBody> {
+async fn refused(
+    gateway: &Arc<Gateway>,
+    mut record: Record,
+    response: Response<Incoming>,
+) -> Response<AnswerBody> {
     if let Some(failure) = gateway.judge(&record, response.status()).await {
         return failed(&mut record, failure);
     }
     let (mut head, body) = response.into_parts();
-    let whole = tokio::time::timeout(gateway.limits().refusal, Limited::new(body, REFUSAL_MAX).collect()).await;
+    let whole = tokio::time::timeout(
+        gateway.limits().refusal,
+        Limited::new(body, REFUSAL_MAX).collect(),
+    )
+    .await;
     let Ok(Ok(whole)) = whole else {
-        return failed(&mut record, Failure::from(&Error::Broken("a refusal that does not end")));
+        return failed(
+            &mut record,
+            Failure::from(&Error::Broken("a refusal that does not end")),
+        );
     };
     record.answered(head.status);
     strip_connection(&mut head.headers);

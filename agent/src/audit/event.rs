@@ -81,7 +81,11 @@ impl Event {
         let mut line = String::with_capacity(json.len() + 1);
         for character in json.chars() {
             match character {
-                '\u{7f}'..='\u{9f}' | '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
+                '\u{7f}'..='\u{9f}'
+                | '\u{2028}'
+                | '\u{2029}'
+                | '\u{202a}'..='\u{202e}'
+                | '\u{2066}'..='\u{2069}' => {
                     line.push_str(&format!("\\u{:04x}", u32::from(character)));
                 }
                 _ => line.push(character),
@@ -129,11 +133,19 @@ pub(super) mod tests {
             stage: Stage::ResponseComplete,
             request_uri: text.into(),
             verb: text.into(),
-            user: AuditUser { username: text.into(), groups: vec![text.into()], extra: BTreeMap::new() },
+            user: AuditUser {
+                username: text.into(),
+                groups: vec![text.into()],
+                extra: BTreeMap::new(),
+            },
             source_ips: vec![text.into()],
             user_agent: user_agent(text.as_bytes()),
             object_ref: None,
-            response_status: Some(ResponseStatus { code: 200, message: Some(text.into()), ..Default::default() }),
+            response_status: Some(ResponseStatus {
+                code: 200,
+                message: Some(text.into()),
+                ..Default::default()
+            }),
             request_received_timestamp: timestamp(SystemTime::UNIX_EPOCH),
             stage_timestamp: timestamp(SystemTime::UNIX_EPOCH + Duration::from_micros(1_500_000)),
             annotations: BTreeMap::from([("throwline.dev/cluster", text.to_owned())]),
@@ -142,7 +154,8 @@ pub(super) mod tests {
 
     #[test]
     fn has_the_field_names_of_kubernetes() {
-        let value: serde_json::Value = serde_json::from_str(&event("x").to_line().unwrap()).unwrap();
+        let value: serde_json::Value =
+            serde_json::from_str(&event("x").to_line().unwrap()).unwrap();
         assert_eq!(value["kind"], "Event");
         assert_eq!(value["apiVersion"], "audit.k8s.io/v1");
         assert_eq!(value["auditID"], "id");
@@ -150,14 +163,21 @@ pub(super) mod tests {
         assert_eq!(value["sourceIPs"][0], "x");
         assert_eq!(value["stage"], "ResponseComplete");
         assert_eq!(value["responseStatus"]["code"], 200);
-        assert_eq!(value["requestReceivedTimestamp"], "1970-01-01T00:00:00.000000Z");
+        assert_eq!(
+            value["requestReceivedTimestamp"],
+            "1970-01-01T00:00:00.000000Z"
+        );
         assert_eq!(value["stageTimestamp"], "1970-01-01T00:00:01.500000Z");
     }
 
     #[test]
     fn a_long_user_agent_is_cut_between_characters() {
         let cut = user_agent("é".repeat(2000).as_bytes());
-        assert!(cut.len() < 1100 && cut.ends_with("...TRUNCATED"), "{}", cut.len());
+        assert!(
+            cut.len() < 1100 && cut.ends_with("...TRUNCATED"),
+            "{}",
+            cut.len()
+        );
     }
 
     proptest! {

@@ -45,7 +45,10 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { queue: 4096, required: false }
+        Self {
+            queue: 4096,
+            required: false,
+        }
     }
 }
 
@@ -70,19 +73,40 @@ impl Sink {
     /// The file cannot be opened: said at once rather than at the first request.
     pub fn open(audit: &Audit, limits: Limits, metrics: Metrics) -> io::Result<Self> {
         match audit {
-            Audit::Off => Ok(Self { lines: None, failing: Arc::default(), limits, metrics }),
+            Audit::Off => Ok(Self {
+                lines: None,
+                failing: Arc::default(),
+                limits,
+                metrics,
+            }),
             Audit::Stdout => Self::start(io::stdout(), limits, metrics),
             Audit::File(path) => Self::start(target::LogFile::open(path)?, limits, metrics),
         }
     }
 
     /// Writes to any target, from a thread of its own because writing may block.
-    pub fn start<W: Write + Send + 'static>(target: W, limits: Limits, metrics: Metrics) -> io::Result<Self> {
+    pub fn start<W: Write + Send + 'static>(
+        target: W,
+        limits: Limits,
+        metrics: Metrics,
+    ) -> io::Result<Self> {
         let (lines, queue) = mpsc::channel(limits.queue.max(1));
         let failing = Arc::new(AtomicBool::new(false));
-        let writer = Writer { target, failing: failing.clone(), required: limits.required, metrics: metrics.clone() };
-        std::thread::Builder::new().name("audit".into()).spawn(move || writer.run(queue))?;
-        Ok(Self { lines: Some(lines), failing, limits, metrics })
+        let writer = Writer {
+            target,
+            failing: failing.clone(),
+            required: limits.required,
+            metrics: metrics.clone(),
+        };
+        std::thread::Builder::new()
+            .name("audit".into())
+            .spawn(move || writer.run(queue))?;
+        Ok(Self {
+            lines: Some(lines),
+            failing,
+            limits,
+            metrics,
+        })
     }
 
     /// Asked before a request is forwarded.
@@ -91,15 +115,23 @@ impl Sink {
     /// [`Unavailable`] when the audit is required and is failing, or three quarters of its queue wait:
     /// the last quarter is for the ends of requests that are under way.
     pub fn admit(&self) -> Result<(), Unavailable> {
-        let Some(lines) = self.lines.as_ref().filter(|_| self.limits.required) else { return Ok(()) };
+        let Some(lines) = self.lines.as_ref().filter(|_| self.limits.required) else {
+            return Ok(());
+        };
         let full = lines.capacity() <= lines.max_capacity() / 4;
-        if full || lines.is_closed() || self.failing.load(Ordering::Relaxed) { Err(Unavailable) } else { Ok(()) }
+        if full || lines.is_closed() || self.failing.load(Ordering::Relaxed) {
+            Err(Unavailable)
+        } else {
+            Ok(())
+        }
     }
 
     /// Puts one event into the queue; never waits.
     pub fn write(&self, event: &Event) {
         let Some(lines) = &self.lines else { return };
-        let Some(line) = event.to_line() else { return self.metrics.audit_dropped() };
+        let Some(line) = event.to_line() else {
+            return self.metrics.audit_dropped();
+        };
         match lines.try_send(line) {
             Ok(()) => {}
             // The number of requests under way bounds how many wait here.

@@ -32,19 +32,31 @@ pub struct Record {
 impl Record {
     /// # Errors
     /// [`Unavailable`] when the audit is required and cannot be written.
-    pub fn begin(sink: &Sink, subject: &Arc<Subject>, head: &Parts) -> Result<Self, (Unavailable, Box<Self>)> {
+    pub fn begin(
+        sink: &Sink,
+        subject: &Arc<Subject>,
+        head: &Parts,
+    ) -> Result<Self, (Unavailable, Box<Self>)> {
         let attributes = Attributes::of(&head.method, &head.uri);
-        let header = |name: &str| head.headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into());
+        let header = |name: &str| {
+            head.headers
+                .get(name)
+                .map(|value| String::from_utf8_lossy(value.as_bytes()).into())
+        };
         let mut annotations = BTreeMap::from([("throwline.dev/cluster", subject.cluster.clone())]);
-        for (key, name) in
-            [("throwline.dev/kubectl-command", "kubectl-command"), ("throwline.dev/kubectl-session", "kubectl-session")]
-        {
+        for (key, name) in [
+            ("throwline.dev/kubectl-command", "kubectl-command"),
+            ("throwline.dev/kubectl-session", "kubectl-session"),
+        ] {
             if let Some(value) = header(name) {
                 annotations.insert(key, value);
             }
         }
         if attributes.effective_verb() != attributes.verb {
-            annotations.insert("throwline.dev/effective-verb", attributes.effective_verb().to_owned());
+            annotations.insert(
+                "throwline.dev/effective-verb",
+                attributes.effective_verb().to_owned(),
+            );
         }
         let credential = subject.user.credential.clone();
         let event = Event {
@@ -53,22 +65,38 @@ impl Record {
             level: "Metadata",
             audit_id: uuid::Uuid::new_v4().to_string(),
             stage: Stage::ResponseComplete,
-            request_uri: head.uri.path_and_query().map_or_else(|| head.uri.to_string(), ToString::to_string),
+            request_uri: head
+                .uri
+                .path_and_query()
+                .map_or_else(|| head.uri.to_string(), ToString::to_string),
             verb: attributes.verb,
             user: AuditUser {
                 username: subject.user.name.clone(),
                 groups: subject.user.groups.clone(),
-                extra: credential.map(|it| BTreeMap::from([(CREDENTIAL_EXTRA, vec![it])])).unwrap_or_default(),
+                extra: credential
+                    .map(|it| BTreeMap::from([(CREDENTIAL_EXTRA, vec![it])]))
+                    .unwrap_or_default(),
             },
-            source_ips: Some(subject.source.clone()).filter(|source| !source.is_empty()).into_iter().collect(),
-            user_agent: head.headers.get(USER_AGENT).map(|it| user_agent(it.as_bytes())).unwrap_or_default(),
+            source_ips: Some(subject.source.clone())
+                .filter(|source| !source.is_empty())
+                .into_iter()
+                .collect(),
+            user_agent: head
+                .headers
+                .get(USER_AGENT)
+                .map(|it| user_agent(it.as_bytes()))
+                .unwrap_or_default(),
             object_ref: attributes.object,
             response_status: None,
             request_received_timestamp: timestamp(SystemTime::now()),
             stage_timestamp: String::new(),
             annotations,
         };
-        let record = Self { sink: sink.clone(), event, long_running: attributes.long_running };
+        let record = Self {
+            sink: sink.clone(),
+            event,
+            long_running: attributes.long_running,
+        };
         match sink.admit() {
             Ok(()) => Ok(record),
             Err(unavailable) => Err((unavailable, Box::new(record))),
@@ -81,7 +109,10 @@ impl Record {
 
     /// Whether the answer may be a workload's, behind the `proxy` subresource.
     pub fn is_workload(&self) -> bool {
-        self.event.object_ref.as_ref().is_some_and(|object| object.subresource == "proxy")
+        self.event
+            .object_ref
+            .as_ref()
+            .is_some_and(|object| object.subresource == "proxy")
     }
 
     pub fn is_long_running(&self) -> bool {
@@ -90,7 +121,10 @@ impl Record {
 
     /// The answer's head is on its way to the user.
     pub fn answered(&mut self, code: StatusCode) {
-        self.event.response_status = Some(ResponseStatus { code: code.as_u16(), ..ResponseStatus::default() });
+        self.event.response_status = Some(ResponseStatus {
+            code: code.as_u16(),
+            ..ResponseStatus::default()
+        });
         if self.long_running {
             self.emit(Stage::ResponseStarted);
         }
@@ -109,7 +143,9 @@ impl Record {
 
     /// The answer did not reach its own end.
     pub fn cut(&mut self, by: &'static str) {
-        self.event.annotations.insert("throwline.dev/cut", by.to_owned());
+        self.event
+            .annotations
+            .insert("throwline.dev/cut", by.to_owned());
     }
 
     fn emit(&mut self, stage: Stage) {
@@ -123,7 +159,11 @@ impl Drop for Record {
     fn drop(&mut self) {
         if self.event.response_status.is_none() {
             // As proxies write it: the client was gone before there was an answer.
-            self.refused(StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST), "Gone", "the client went away");
+            self.refused(
+                StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST),
+                "Gone",
+                "the client went away",
+            );
         }
         self.emit(Stage::ResponseComplete);
     }

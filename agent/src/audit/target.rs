@@ -17,7 +17,11 @@ pub(super) struct LogFile {
 
 impl LogFile {
     pub(super) fn open(path: &Path) -> io::Result<Self> {
-        Ok(Self { path: path.to_owned(), file: append_to(path)?, looked: Instant::now() })
+        Ok(Self {
+            path: path.to_owned(),
+            file: append_to(path)?,
+            looked: Instant::now(),
+        })
     }
 
     fn follow(&mut self) -> io::Result<()> {
@@ -55,7 +59,9 @@ fn append_to(path: &Path) -> io::Result<File> {
 #[cfg(unix)]
 fn is_same(path: &Path, file: &File) -> bool {
     use std::os::unix::fs::MetadataExt;
-    let (Ok(there), Ok(here)) = (std::fs::metadata(path), file.metadata()) else { return false };
+    let (Ok(there), Ok(here)) = (std::fs::metadata(path), file.metadata()) else {
+        return false;
+    };
     (there.dev(), there.ino()) == (here.dev(), here.ino())
 }
 
@@ -74,13 +80,19 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("audit.log");
         let mut log = LogFile::open(&path).unwrap();
-        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(
+            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
         log.write_all(b"one\n").unwrap();
         std::fs::rename(&path, dir.path().join("audit.log.1")).unwrap();
         log.looked = Instant::now().checked_sub(LOOK_EVERY).unwrap();
         log.flush().unwrap();
         log.write_all(b"two\n").unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "two\n");
-        assert_eq!(std::fs::read_to_string(dir.path().join("audit.log.1")).unwrap(), "one\n");
+        assert_eq!(
+            std::fs::read_to_string(dir.path().join("audit.log.1")).unwrap(),
+            "one\n"
+        );
     }
 }

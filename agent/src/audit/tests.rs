@@ -36,8 +36,15 @@ impl Write for Gated {
 fn a_blocked_target_drops_events_and_counts_them() {
     let (gate, (written, lines)) = (Gate::default(), std_mpsc::channel());
     let metrics = Metrics::default();
-    let sink =
-        Sink::start(Gated(gate.clone(), written), Limits { queue: 2, required: false }, metrics.clone()).unwrap();
+    let sink = Sink::start(
+        Gated(gate.clone(), written),
+        Limits {
+            queue: 2,
+            required: false,
+        },
+        metrics.clone(),
+    )
+    .unwrap();
     for _ in 0..10 {
         assert_eq!(sink.admit(), Ok(()));
         sink.write(&event("x"));
@@ -53,7 +60,10 @@ fn a_blocked_target_drops_events_and_counts_them() {
 #[tokio::test]
 async fn a_required_audit_that_blocks_refuses_and_loses_nothing() {
     let (gate, (written, lines)) = (Gate::default(), std_mpsc::channel());
-    let limits = Limits { queue: 4, required: true };
+    let limits = Limits {
+        queue: 4,
+        required: true,
+    };
     let sink = Sink::start(Gated(gate.clone(), written), limits, Metrics::default()).unwrap();
     assert_eq!(sink.admit(), Ok(()));
     for _ in 0..10 {
@@ -61,7 +71,9 @@ async fn a_required_audit_that_blocks_refuses_and_loses_nothing() {
     }
     assert_eq!(sink.admit(), Err(Unavailable));
     gate.open();
-    let seen = tokio::task::spawn_blocking(move || lines.iter().take(10).count()).await.unwrap();
+    let seen = tokio::task::spawn_blocking(move || lines.iter().take(10).count())
+        .await
+        .unwrap();
     assert_eq!(seen, 10);
 }
 
@@ -84,7 +96,10 @@ impl Write for Broken {
 #[test]
 fn a_full_disk_refuses_when_required_and_recovers() {
     let (broken, (written, lines)) = (Arc::new(AtomicBool::new(true)), std_mpsc::channel());
-    let limits = Limits { queue: 4, required: true };
+    let limits = Limits {
+        queue: 4,
+        required: true,
+    };
     let sink = Sink::start(Broken(broken.clone(), written), limits, Metrics::default()).unwrap();
     sink.write(&event("x"));
     while sink.admit().is_ok() {
@@ -101,7 +116,15 @@ fn a_full_disk_refuses_when_required_and_recovers() {
 
 #[test]
 fn off_is_off() {
-    let sink = Sink::open(&Audit::Off, Limits { queue: 1, required: true }, Metrics::default()).unwrap();
+    let sink = Sink::open(
+        &Audit::Off,
+        Limits {
+            queue: 1,
+            required: true,
+        },
+        Metrics::default(),
+    )
+    .unwrap();
     assert_eq!(sink.admit(), Ok(()));
     sink.write(&event("x"));
 }

@@ -59,17 +59,21 @@ pub(super) struct Credentials {
     authorization: Option<Authorization>,
 }
 
-type Authorization = Arc<dyn Fn() -> BoxFuture<'static, Result<Option<HeaderValue>, BoxError>> + Send + Sync>;
+type Authorization =
+    Arc<dyn Fn() -> BoxFuture<'static, Result<Option<HeaderValue>, BoxError>> + Send + Sync>;
 
 impl Credentials {
     pub(super) async fn load(source: &ClusterAccess) -> Result<Self, AccessError> {
         let config = match source {
-            ClusterAccess::InCluster => {
-                kube::Config::incluster().map_err(|error| AccessError::InCluster(error.to_string()))?
-            }
+            ClusterAccess::InCluster => kube::Config::incluster()
+                .map_err(|error| AccessError::InCluster(error.to_string()))?,
             ClusterAccess::Kubeconfig(path) => {
-                let bad = |reason: String| AccessError::Kubeconfig { path: path.clone(), reason };
-                let kubeconfig = Kubeconfig::read_from(path).map_err(|error| bad(error.to_string()))?;
+                let bad = |reason: String| AccessError::Kubeconfig {
+                    path: path.clone(),
+                    reason,
+                };
+                let kubeconfig =
+                    Kubeconfig::read_from(path).map_err(|error| bad(error.to_string()))?;
                 kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
                     .await
                     .map_err(|error| bad(error.to_string()))?
@@ -84,38 +88,64 @@ impl Credentials {
     fn of(config: &kube::Config) -> Result<Self, AccessError> {
         let auth = &config.auth_info;
         if auth.impersonate.is_some() || auth.impersonate_groups.is_some() {
-            return Err(AccessError::Unsupported("impersonation of its own (as, as-groups)"));
+            return Err(AccessError::Unsupported(
+                "impersonation of its own (as, as-groups)",
+            ));
         }
         if config.proxy_url.is_some() {
             return Err(AccessError::Unsupported("a proxy-url"));
         }
         if config.accept_invalid_certs {
-            tracing::warn!("the kubeconfig says insecure-skip-tls-verify: the API server is not authenticated");
+            tracing::warn!(
+                "the kubeconfig says insecure-skip-tls-verify: the API server is not authenticated"
+            );
         }
         let url = &config.cluster_url;
-        let bad = |reason: &str| AccessError::Address { url: url.to_string(), reason: reason.to_owned() };
-        let authority = url.authority().cloned().ok_or_else(|| bad("it has no host"))?;
+        let bad = |reason: &str| AccessError::Address {
+            url: url.to_string(),
+            reason: reason.to_owned(),
+        };
+        let authority = url
+            .authority()
+            .cloned()
+            .ok_or_else(|| bad("it has no host"))?;
         let scheme = url.scheme().cloned().unwrap_or(Scheme::HTTPS);
-        let bare = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
+        let bare = authority
+            .host()
+            .trim_start_matches('[')
+            .trim_end_matches(']')
+            .to_owned();
         let is_https = match scheme.as_str() {
             "https" => true,
             "http" => false,
             _ => return Err(bad("its scheme is neither https nor http")),
         };
-        let host = HeaderValue::from_str(authority.as_str()).map_err(|_| bad("its host is not ASCII"))?;
+        let host =
+            HeaderValue::from_str(authority.as_str()).map_err(|_| bad("its host is not ASCII"))?;
         let tls = if is_https {
             // kube builds on the process's default provider, which must be ours; a second call has no effect.
             let _ = Arc::unwrap_or_clone(throwline_certs::tls::provider()).install_default();
-            let tls = config.rustls_client_config().map_err(|error| AccessError::Credentials(error.to_string()))?;
-            let name = config.tls_server_name.clone().unwrap_or_else(|| bare.clone());
-            let name = ServerName::try_from(name).map_err(|_| bad("its host is not a name for TLS"))?;
+            let tls = config
+                .rustls_client_config()
+                .map_err(|error| AccessError::Credentials(error.to_string()))?;
+            let name = config
+                .tls_server_name
+                .clone()
+                .unwrap_or_else(|| bare.clone());
+            let name =
+                ServerName::try_from(name).map_err(|_| bad("its host is not a name for TLS"))?;
             Some((tls, name))
         } else {
             None
         };
         Ok(Self {
             host,
-            address: (bare, authority.port_u16().unwrap_or(if is_https { 443 } else { 80 })),
+            address: (
+                bare,
+                authority
+                    .port_u16()
+                    .unwrap_or(if is_https { 443 } else { 80 }),
+            ),
             scheme,
             authority,
             prefix: url.path().trim_end_matches('/').to_owned(),
@@ -145,13 +175,18 @@ impl Credentials {
 /// kube's own layer, which knows all kinds of tokens and when to refresh them, around a service that
 /// gives back the header it was given.
 fn authorization(config: &kube::Config) -> Result<Option<Authorization>, AccessError> {
-    let layer = config.auth_layer().map_err(|error| AccessError::Credentials(error.to_string()))?;
+    let layer = config
+        .auth_layer()
+        .map_err(|error| AccessError::Credentials(error.to_string()))?;
     let Some(layer) = layer else { return Ok(None) };
     let service = layer.layer(Mirror);
     Ok(Some(Arc::new(move || {
         let mut service = service.clone();
         async move {
-            futures::future::poll_fn(|cx| Service::<Request<Empty<Bytes>>>::poll_ready(&mut service, cx)).await?;
+            futures::future::poll_fn(|cx| {
+                Service::<Request<Empty<Bytes>>>::poll_ready(&mut service, cx)
+            })
+            .await?;
             Ok(service.call(Request::new(Empty::new())).await?.into_body())
         }
         .boxed()
@@ -171,7 +206,9 @@ impl Service<Request<Empty<Bytes>>> for Mirror {
     }
 
     fn call(&mut self, request: Request<Empty<Bytes>>) -> Self::Future {
-        ready(Ok(Response::new(request.headers().get(AUTHORIZATION).cloned())))
+        ready(Ok(Response::new(
+            request.headers().get(AUTHORIZATION).cloned(),
+        )))
     }
 }
 
@@ -193,26 +230,48 @@ mod tests {
 
     #[tokio::test]
     async fn a_token_becomes_a_sensitive_header() {
-        let credentials = load("server: 'http://127.0.0.1:1/base/'", "token: t0p").await.unwrap();
+        let credentials = load("server: 'http://127.0.0.1:1/base/'", "token: t0p")
+            .await
+            .unwrap();
         let value = credentials.authorization().await.unwrap().unwrap();
         assert_eq!(value, "Bearer t0p");
         assert!(value.is_sensitive());
-        assert_eq!(credentials.prefixed(&PathAndQuery::from_static("/api?x=1")).as_str(), "/base/api?x=1");
+        assert_eq!(
+            credentials
+                .prefixed(&PathAndQuery::from_static("/api?x=1"))
+                .as_str(),
+            "/base/api?x=1"
+        );
     }
 
     #[tokio::test]
     async fn what_cannot_be_used_is_said() {
         for (cluster, user) in [
             ("server: 'http://127.0.0.1:1'", "as: someone"),
-            ("server: 'http://127.0.0.1:1', proxy-url: 'http://p'", "token: t"),
+            (
+                "server: 'http://127.0.0.1:1', proxy-url: 'http://p'",
+                "token: t",
+            ),
             ("server: 'ftp://127.0.0.1:1'", "token: t"),
-            ("server: 'http://127.0.0.1:1'", "tokenFile: /nonexistent/token"),
+            (
+                "server: 'http://127.0.0.1:1'",
+                "tokenFile: /nonexistent/token",
+            ),
             ("insecure-skip-tls-verify: true", "token: t"),
         ] {
-            let error = load(cluster, user).await.err().map(|error| error.to_string());
-            assert!(error.as_ref().is_some_and(|text| !text.is_empty()), "{cluster} {user}: {error:?}");
+            let error = load(cluster, user)
+                .await
+                .err()
+                .map(|error| error.to_string());
+            assert!(
+                error.as_ref().is_some_and(|text| !text.is_empty()),
+                "{cluster} {user}: {error:?}"
+            );
         }
         let missing = ClusterAccess::Kubeconfig("/nonexistent/config".into());
-        assert!(matches!(Credentials::load(&missing).await, Err(AccessError::Kubeconfig { .. })));
+        assert!(matches!(
+            Credentials::load(&missing).await,
+            Err(AccessError::Kubeconfig { .. })
+        ));
     }
 }

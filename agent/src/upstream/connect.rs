@@ -39,36 +39,57 @@ pub(super) async fn connect(
 ) -> Result<Connected, Error> {
     let connecting = async {
         let (host, port) = (credentials.address.0.as_str(), credentials.address.1);
-        let tcp = tcp(host, port).await.map_err(|error| Error::Connect(format!("{host}:{port}: {error}")))?;
+        let tcp = tcp(host, port)
+            .await
+            .map_err(|error| Error::Connect(format!("{host}:{port}: {error}")))?;
         let Some((config, name)) = &credentials.tls else {
-            return Ok(Connected { io: Either::Right(tcp), http2: false });
+            return Ok(Connected {
+                io: Either::Right(tcp),
+                http2: false,
+            });
         };
         let mut config = config.clone();
         config.alpn_protocols = match protocols {
             Protocols::Any => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
             Protocols::Http1 => Vec::new(),
         };
-        let tls = TlsConnector::from(Arc::new(config)).connect(name.clone(), tcp).await.map_err(tls_error)?;
+        let tls = TlsConnector::from(Arc::new(config))
+            .connect(name.clone(), tcp)
+            .await
+            .map_err(tls_error)?;
         let http2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");
-        Ok(Connected { io: Either::Left(tls), http2 })
+        Ok(Connected {
+            io: Either::Left(tls),
+            http2,
+        })
     };
-    tokio::time::timeout(within, connecting).await.unwrap_or_else(|_| {
-        let (host, port) = &credentials.address;
-        Err(Error::Connect(format!("{host}:{port} does not answer within {} s", within.as_secs())))
-    })
+    tokio::time::timeout(within, connecting)
+        .await
+        .unwrap_or_else(|_| {
+            let (host, port) = &credentials.address;
+            Err(Error::Connect(format!(
+                "{host}:{port} does not answer within {} s",
+                within.as_secs()
+            )))
+        })
 }
 
 async fn tcp(host: &str, port: u16) -> io::Result<TcpStream> {
     let tcp = TcpStream::connect((host, port)).await?;
     tcp.set_nodelay(true)?;
-    let keep_alive = TcpKeepalive::new().with_time(KEEP_ALIVE).with_interval(KEEP_ALIVE / 3);
+    let keep_alive = TcpKeepalive::new()
+        .with_time(KEEP_ALIVE)
+        .with_interval(KEEP_ALIVE / 3);
     SockRef::from(&tcp).set_tcp_keepalive(&keep_alive)?;
     Ok(tcp)
 }
 
 fn tls_error(error: io::Error) -> Error {
     // A connection that is cut in the handshake is the network's fault, not the certificates'.
-    match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+    match error
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref::<rustls::Error>())
+    {
         Some(cause) => Error::Tls(cause.to_string()),
         None => Error::Connect(error.to_string()),
     }

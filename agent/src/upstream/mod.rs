@@ -126,15 +126,30 @@ impl Upstream {
     ///
     /// # Errors
     /// A kubeconfig or service account that cannot be used.
-    pub async fn load(source: ClusterAccess, limits: Limits, metrics: Metrics) -> Result<Self, AccessError> {
+    pub async fn load(
+        source: ClusterAccess,
+        limits: Limits,
+        metrics: Metrics,
+    ) -> Result<Self, AccessError> {
         let credentials = Credentials::load(&source).await?;
         let pool = Mutex::new(Arc::new(Pool::new(credentials, limits, metrics.clone())));
-        Ok(Self { source, limits, metrics, pool, reloaded: tokio::sync::Mutex::new(None) })
+        Ok(Self {
+            source,
+            limits,
+            metrics,
+            pool,
+            reloaded: tokio::sync::Mutex::new(None),
+        })
     }
 
     /// Sends on a pooled connection, and again on another when it was certainly not sent.
     pub(crate) async fn send(&self, outgoing: Outgoing) -> Result<Answer, Error> {
-        let Outgoing { method, target, headers, body } = outgoing;
+        let Outgoing {
+            method,
+            target,
+            headers,
+            body,
+        } = outgoing;
         let has_body = match &body {
             Either::Left(_) => true,
             Either::Right(upload) => !upload.is_empty(),
@@ -144,7 +159,9 @@ impl Upstream {
         let mut next = Some((method, headers, body));
         let mut failure = Error::Timeout;
         for _ in 0..ATTEMPTS {
-            let Some((method, mut headers, body)) = next.take() else { break };
+            let Some((method, mut headers, body)) = next.take() else {
+                break;
+            };
             let pool = self.pool();
             self.authorize(&pool, &mut headers).await?;
             let lease = match pool.lease().await {
@@ -157,7 +174,9 @@ impl Upstream {
                     return Err(error);
                 }
             };
-            let request = pool.credentials.request(method, &target, headers, body, lease.is_http2());
+            let request =
+                pool.credentials
+                    .request(method, &target, headers, body, lease.is_http2());
             match lease.send(request).await {
                 Ok(answer) => return Ok(answer),
                 Err(Failed::NotSent { request, error }) => {
@@ -166,7 +185,9 @@ impl Upstream {
                     failure = error;
                 }
                 Err(Failed::NotProcessed(error)) => {
-                    next = spare.clone().map(|(method, headers)| (method, headers, Either::Left(Full::default())));
+                    next = spare
+                        .clone()
+                        .map(|(method, headers)| (method, headers, Either::Left(Full::default())));
                     failure = error;
                 }
                 Err(Failed::Unknown(error)) => return Err(error),
@@ -178,7 +199,12 @@ impl Upstream {
     /// A fresh HTTP/1.1 connection for one upgrade; it never goes into the pool.
     pub(crate) async fn fresh(&self) -> Result<Transport, Error> {
         let pool = self.pool();
-        let connected = connect::connect(&pool.credentials, connect::Protocols::Http1, self.limits.connect).await;
+        let connected = connect::connect(
+            &pool.credentials,
+            connect::Protocols::Http1,
+            self.limits.connect,
+        )
+        .await;
         Ok(connected?.io)
     }
 
@@ -191,7 +217,13 @@ impl Upstream {
     ) -> Result<Request<OutBody>, Error> {
         let pool = self.pool();
         self.authorize(&pool, &mut headers).await?;
-        Ok(pool.credentials.request(method, target, headers, Either::Left(Full::default()), false))
+        Ok(pool.credentials.request(
+            method,
+            target,
+            headers,
+            Either::Left(Full::default()),
+            false,
+        ))
     }
 
     /// The API server does not know the agent (401): reads the credentials anew, in case they were
@@ -207,7 +239,9 @@ impl Upstream {
                 let fresh = Arc::new(Pool::new(credentials, self.limits, self.metrics.clone()));
                 *self.pool.lock().unwrap_or_else(PoisonError::into_inner) = fresh;
             }
-            Err(error) => tracing::warn!(%error, "the credentials for the API server cannot be read again"),
+            Err(error) => {
+                tracing::warn!(%error, "the credentials for the API server cannot be read again")
+            }
         }
     }
 
@@ -216,12 +250,20 @@ impl Upstream {
     }
 
     fn pool(&self) -> Arc<Pool> {
-        self.pool.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.pool
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     async fn authorize(&self, pool: &Pool, headers: &mut HeaderMap) -> Result<(), Error> {
         headers.remove(AUTHORIZATION);
-        if let Some(value) = pool.credentials.authorization().await.map_err(Error::Credentials)? {
+        if let Some(value) = pool
+            .credentials
+            .authorization()
+            .await
+            .map_err(Error::Credentials)?
+        {
             headers.insert(AUTHORIZATION, value);
         }
         Ok(())
@@ -252,7 +294,11 @@ impl Credentials {
             Uri::from(path)
         };
         let mut request = Request::new(body);
-        (*request.method_mut(), *request.uri_mut(), *request.headers_mut()) = (method, uri, headers);
+        (
+            *request.method_mut(),
+            *request.uri_mut(),
+            *request.headers_mut(),
+        ) = (method, uri, headers);
         request
     }
 }

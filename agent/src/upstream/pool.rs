@@ -54,7 +54,10 @@ pub(crate) struct Stream(Arc<Multiplexed>);
 /// A request without an answer.
 pub(super) enum Failed {
     /// Never left; here it is back.
-    NotSent { request: Box<Request<OutBody>>, error: Error },
+    NotSent {
+        request: Box<Request<OutBody>>,
+        error: Error,
+    },
     /// Left, but the server says that it did not touch it.
     NotProcessed(Error),
     /// May have been processed: never sent again by us.
@@ -63,7 +66,13 @@ pub(super) enum Failed {
 
 impl Pool {
     pub(super) fn new(credentials: Credentials, limits: Limits, metrics: Metrics) -> Self {
-        Self { credentials, limits, metrics, state: Mutex::default(), connecting: tokio::sync::Mutex::default() }
+        Self {
+            credentials,
+            limits,
+            metrics,
+            state: Mutex::default(),
+            connecting: tokio::sync::Mutex::default(),
+        }
     }
 
     /// A place on a connection that is alive as far as is known, opened if need be.
@@ -88,8 +97,14 @@ impl Pool {
 
     fn ready(self: &Arc<Self>) -> Option<Lease> {
         let mut state = self.state();
-        state.http2.retain(|connection| !connection.sender.is_closed());
-        let spares: Vec<bool> = state.http2.iter().map(|connection| connection.is_idle(self.limits.idle)).collect();
+        state
+            .http2
+            .retain(|connection| !connection.sender.is_closed());
+        let spares: Vec<bool> = state
+            .http2
+            .iter()
+            .map(|connection| connection.is_idle(self.limits.idle))
+            .collect();
         if spares.len() > 1 {
             // The first stays warm; the others have had their time.
             let mut at = 0;
@@ -98,7 +113,11 @@ impl Pool {
                 at == 1 || !spares[at - 1]
             });
         }
-        if let Some(connection) = state.http2.iter().find(|connection| connection.has_room(self.limits.streams)) {
+        if let Some(connection) = state
+            .http2
+            .iter()
+            .find(|connection| connection.has_room(self.limits.streams))
+        {
             return Some(Lease::Http2(Stream::on(connection)));
         }
         while let Some((sender, since)) = state.http1.pop() {
@@ -113,7 +132,8 @@ impl Pool {
         if self.state().http2.len() >= self.limits.connections {
             return Err(Error::Busy);
         }
-        let Connected { io, http2 } = connect(&self.credentials, Protocols::Any, self.limits.connect).await?;
+        let Connected { io, http2 } =
+            connect(&self.credentials, Protocols::Any, self.limits.connect).await?;
         let held = Held::new(&self.metrics.upstream_connections);
         let broken = |error: hyper::Error| Error::Connect(error.to_string());
         if !http2 {
@@ -205,11 +225,17 @@ impl Lease {
     pub(super) async fn send(self, request: Request<OutBody>) -> Result<Answer, Failed> {
         match self {
             Self::Http2(stream) => match stream.0.sender.clone().try_send_request(request).await {
-                Ok(response) => Ok(Answer { response, lease: Self::Http2(stream) }),
+                Ok(response) => Ok(Answer {
+                    response,
+                    lease: Self::Http2(stream),
+                }),
                 Err(error) => Err(failed(error)),
             },
             Self::Http1(pool, mut sender) => match sender.try_send_request(request).await {
-                Ok(response) => Ok(Answer { response, lease: Self::Http1(pool, sender) }),
+                Ok(response) => Ok(Answer {
+                    response,
+                    lease: Self::Http1(pool, sender),
+                }),
                 Err(error) => Err(failed(error)),
             },
         }
@@ -217,7 +243,9 @@ impl Lease {
 
     /// The answer has ended as it should: its connection may serve another.
     pub(crate) fn give_back(self) {
-        let Self::Http1(pool, mut sender) = self else { return };
+        let Self::Http1(pool, mut sender) = self else {
+            return;
+        };
         tokio::spawn(async move {
             if sender.ready().await.is_ok() {
                 let mut state = pool.state();
@@ -234,7 +262,10 @@ fn failed(mut error: TrySendError<Request<OutBody>>) -> Failed {
     let error = error.into_error();
     let said = Error::Exchange(describe(&error));
     match request {
-        Some(request) => Failed::NotSent { request: Box::new(request), error: said },
+        Some(request) => Failed::NotSent {
+            request: Box::new(request),
+            error: said,
+        },
         None if is_unprocessed(&error) => Failed::NotProcessed(said),
         None => Failed::Unknown(said),
     }
@@ -243,7 +274,9 @@ fn failed(mut error: TrySendError<Request<OutBody>>) -> Failed {
 /// The server has said of this stream that it was not processed: REFUSED_STREAM, or a graceful GOAWAY,
 /// which a stream only sees as its error when it lies above the last one processed (RFC 9113, 6.8).
 fn is_unprocessed(error: &hyper::Error) -> bool {
-    let cause = error.source().and_then(|source| source.downcast_ref::<h2::Error>());
+    let cause = error
+        .source()
+        .and_then(|source| source.downcast_ref::<h2::Error>());
     cause.is_some_and(|cause| {
         cause.is_remote()
             && (cause.reason() == Some(h2::Reason::REFUSED_STREAM)

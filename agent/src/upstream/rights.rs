@@ -53,9 +53,11 @@ pub(crate) fn warn(missing: &[String]) {
 pub(crate) async fn missing(upstream: &Upstream) -> Result<Vec<String>, Error> {
     let mut missing = Vec::new();
     let extra = format!("userextras/{CREDENTIAL_EXTRA}");
-    for (group, resource, subresource) in
-        [("", "users", ""), ("", "groups", ""), ("authentication.k8s.io", "userextras", CREDENTIAL_EXTRA)]
-    {
+    for (group, resource, subresource) in [
+        ("", "users", ""),
+        ("", "groups", ""),
+        ("authentication.k8s.io", "userextras", CREDENTIAL_EXTRA),
+    ] {
         let review = json!({
             "apiVersion": "authorization.k8s.io/v1",
             "kind": "SelfSubjectAccessReview",
@@ -63,10 +65,15 @@ pub(crate) async fn missing(upstream: &Upstream) -> Result<Vec<String>, Error> {
                 "verb": "impersonate", "group": group, "resource": resource, "subresource": subresource,
             }},
         });
-        let path = PathAndQuery::from_static("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews");
+        let path =
+            PathAndQuery::from_static("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews");
         let (status, answer) = ask(upstream, Method::POST, path, Some(review)).await?;
         if status.is_success() && answer["status"]["allowed"] == Value::Bool(false) {
-            missing.push(if subresource.is_empty() { resource.to_owned() } else { extra.clone() });
+            missing.push(if subresource.is_empty() {
+                resource.to_owned()
+            } else {
+                extra.clone()
+            });
         }
     }
     Ok(missing)
@@ -74,12 +81,24 @@ pub(crate) async fn missing(upstream: &Upstream) -> Result<Vec<String>, Error> {
 
 /// The API server's version, such as `v1.36.0`; asked on the agent's own account.
 pub(crate) async fn version(upstream: &Upstream) -> Result<String, Error> {
-    let (status, answer) = ask(upstream, Method::GET, PathAndQuery::from_static("/version"), None).await?;
+    let (status, answer) = ask(
+        upstream,
+        Method::GET,
+        PathAndQuery::from_static("/version"),
+        None,
+    )
+    .await?;
     match answer["gitVersion"].as_str() {
-        Some(version) if status.is_success() => Ok(version.chars().filter(|c| !c.is_control()).take(64).collect()),
+        Some(version) if status.is_success() => Ok(version
+            .chars()
+            .filter(|c| !c.is_control())
+            .take(64)
+            .collect()),
         _ if status == StatusCode::UNAUTHORIZED => {
             upstream.reload().await;
-            Err(Error::Credentials("the API server does not accept them (401)".to_owned()))
+            Err(Error::Credentials(
+                "the API server does not accept them (401)".to_owned(),
+            ))
         }
         _ => Err(Error::Broken("no version")),
     }
@@ -93,17 +112,32 @@ async fn ask(
 ) -> Result<(StatusCode, Value), Error> {
     let mut headers = HeaderMap::new();
     headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
-    let body = body.map(|body| Bytes::from(body.to_string())).unwrap_or_default();
+    let body = body
+        .map(|body| Bytes::from(body.to_string()))
+        .unwrap_or_default();
     if !body.is_empty() {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     }
     let asking = async {
-        let answer = upstream.send(Outgoing { method, target, headers, body: Either::Left(Full::new(body)) }).await?;
+        let answer = upstream
+            .send(Outgoing {
+                method,
+                target,
+                headers,
+                body: Either::Left(Full::new(body)),
+            })
+            .await?;
         let status = answer.response.status();
-        let whole = Limited::new(answer.response.into_body(), ANSWER_MAX).collect().await;
-        let whole = whole.map_err(|error| Error::Exchange(error.to_string()))?.to_bytes();
+        let whole = Limited::new(answer.response.into_body(), ANSWER_MAX)
+            .collect()
+            .await;
+        let whole = whole
+            .map_err(|error| Error::Exchange(error.to_string()))?
+            .to_bytes();
         answer.lease.give_back();
         Ok((status, serde_json::from_slice(&whole).unwrap_or_default()))
     };
-    tokio::time::timeout(upstream.limits().connect * 2, asking).await.unwrap_or(Err(Error::Timeout))
+    tokio::time::timeout(upstream.limits().connect * 2, asking)
+        .await
+        .unwrap_or(Err(Error::Timeout))
 }

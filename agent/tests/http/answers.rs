@@ -30,8 +30,10 @@ async fn the_first_event_of_a_watch_comes_before_its_end() {
         let (feed, body) = fed();
         let server = streaming(alpn, body).await;
         let agent = Agent::before(server.kubeconfig.clone()).await;
-    let mut user = agent.http2().await;
-        let response = within(user.send_request(get("/api/v1/pods?watch=1"))).await.unwrap();
+        let mut user = agent.http2().await;
+        let response = within(user.send_request(get("/api/v1/pods?watch=1")))
+            .await
+            .unwrap();
         let mut body = response.into_body();
         for event in ["one", "two"] {
             feed.send(Ok(event.into())).await.unwrap();
@@ -39,7 +41,8 @@ async fn the_first_event_of_a_watch_comes_before_its_end() {
             assert_eq!(frame.into_data().unwrap(), event);
         }
         drop(feed);
-        assert!(within(body.frame()).await.is_none());
+        let rest = within(body.collect()).await.expect("a clean end");
+        assert!(rest.to_bytes().is_empty());
     }
 }
 
@@ -49,12 +52,30 @@ async fn a_cut_answer_is_cut_for_the_user_too() {
         let (feed, body) = fed();
         let server = streaming(alpn, body).await;
         let agent = Agent::before(server.kubeconfig.clone()).await;
-    let mut user = agent.http2().await;
-        let mut body = within(user.send_request(get("/logs"))).await.unwrap().into_body();
+        let mut user = agent.http2().await;
+        let mut body = within(user.send_request(get("/logs")))
+            .await
+            .unwrap()
+            .into_body();
         feed.send(Ok("part".into())).await.unwrap();
-        assert_eq!(within(body.frame()).await.unwrap().unwrap().into_data().unwrap(), "part");
-        feed.send(Err(std::io::Error::other("pulled"))).await.unwrap();
-        assert!(within(body.frame()).await.expect("not a clean end").is_err());
+        assert_eq!(
+            within(body.frame())
+                .await
+                .unwrap()
+                .unwrap()
+                .into_data()
+                .unwrap(),
+            "part"
+        );
+        feed.send(Err(std::io::Error::other("pulled")))
+            .await
+            .unwrap();
+        assert!(
+            within(body.frame())
+                .await
+                .expect("not a clean end")
+                .is_err()
+        );
     }
 }
 
@@ -64,16 +85,24 @@ async fn a_cut_answer_has_no_end_on_http1() {
     let server = streaming(H2, body).await;
     let agent = Agent::before(server.kubeconfig.clone()).await;
     let mut session = agent.session(throwline_agent::session::Protocol::Http1);
-    session.write_all(b"GET /logs HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    session
+        .write_all(b"GET /logs HTTP/1.1\r\nHost: a\r\n\r\n")
+        .await
+        .unwrap();
     feed.send(Ok("part".into())).await.unwrap();
     let mut seen = Vec::new();
     while !String::from_utf8_lossy(&seen).contains("part") {
         assert_ne!(within(session.read_buf(&mut seen)).await.unwrap(), 0);
     }
-    feed.send(Err(std::io::Error::other("pulled"))).await.unwrap();
+    feed.send(Err(std::io::Error::other("pulled")))
+        .await
+        .unwrap();
     within(session.read_to_end(&mut seen)).await.unwrap();
     let answer = String::from_utf8_lossy(&seen);
-    assert!(answer.contains("transfer-encoding: chunked") && !answer.contains("0\r\n\r\n"), "{answer}");
+    assert!(
+        answer.contains("transfer-encoding: chunked") && !answer.contains("0\r\n\r\n"),
+        "{answer}"
+    );
 }
 
 #[tokio::test]
@@ -81,7 +110,9 @@ async fn a_redirect_is_passed_on_and_not_followed() {
     let server = ApiServer::saying(302, &[("location", "https://127.0.0.1:1/evil")], "").await;
     let agent = Agent::before(server.kubeconfig.clone()).await;
     let mut user = agent.http2().await;
-    let response = within(user.send_request(get("/api/v1/pods"))).await.unwrap();
+    let response = within(user.send_request(get("/api/v1/pods")))
+        .await
+        .unwrap();
     assert_eq!(response.status(), 302);
     assert_eq!(response.headers()["location"], "https://127.0.0.1:1/evil");
     assert_eq!(server.seen().len(), 1);
@@ -111,10 +142,17 @@ async fn a_stalled_reader_costs_little_and_stops_nobody() {
     let stalled = within(user.send_request(get("/endless"))).await.unwrap();
     eventually(|| given.load(Ordering::Relaxed) > 100_000).await;
     for _ in 0..50 {
-        assert_eq!(text(within(user.send_request(get("/quick"))).await.unwrap()).await, "quick");
+        assert_eq!(
+            text(within(user.send_request(get("/quick"))).await.unwrap()).await,
+            "quick"
+        );
     }
     // The agent's two windows and buffers, the pipe, the kernel's sockets and the server's own buffer.
-    assert!(given.load(Ordering::Relaxed) < 4 << 20, "{}", given.load(Ordering::Relaxed));
+    assert!(
+        given.load(Ordering::Relaxed) < 4 << 20,
+        "{}",
+        given.load(Ordering::Relaxed)
+    );
     drop(stalled);
 }
 
@@ -143,12 +181,18 @@ async fn two_hundred_at_once_pass_an_api_server_that_takes_a_hundred_a_connectio
 
 #[tokio::test]
 async fn an_http1_api_server_is_served_too_and_its_connections_are_used_again() {
-    let server = ApiServer::start(H1, |seen| Box::pin(async move { Response::new(full(seen.path)) })).await;
+    let server = ApiServer::start(H1, |seen| {
+        Box::pin(async move { Response::new(full(seen.path)) })
+    })
+    .await;
     let agent = Agent::before(server.kubeconfig.clone()).await;
     let mut user = agent.http2().await;
     for at in 0..20 {
         let path = format!("/r/{at}");
-        assert_eq!(text(within(user.send_request(get(&path))).await.unwrap()).await, path);
+        assert_eq!(
+            text(within(user.send_request(get(&path))).await.unwrap()).await,
+            path
+        );
         tokio::task::yield_now().await;
     }
     let connections = server.connections.lock().unwrap().len();
@@ -165,7 +209,11 @@ async fn a_dead_connection_is_replaced() {
         // The cut may be seen before the request or by it; a request that was not sent is sent again,
         // and one that may have been is answered by a clear failure.
         let response = within(user.send_request(get("/api"))).await.unwrap();
-        assert!([200, 502].contains(&response.status().as_u16()), "{}", response.status());
+        assert!(
+            [200, 502].contains(&response.status().as_u16()),
+            "{}",
+            response.status()
+        );
         text(response).await;
         for connection in server.connections.lock().unwrap().drain(..) {
             connection.abort();
@@ -190,7 +238,10 @@ async fn an_api_server_that_is_down_is_named_as_such() {
     let response = within(user.send_request(get("/api"))).await.unwrap();
     assert_eq!(response.status(), 503);
     let message = text(response).await;
-    assert!(message.contains("cannot reach its cluster's API server"), "{message}");
+    assert!(
+        message.contains("cannot reach its cluster's API server"),
+        "{message}"
+    );
     assert!(message.contains(&address.to_string()), "{message}");
 }
 
@@ -199,11 +250,16 @@ async fn a_401_is_the_agents_and_not_the_users() {
     let server = ApiServer::saying(401, &[], "who?").await;
     let agent = Agent::before(server.kubeconfig.clone()).await;
     let mut user = agent.http2().await;
-    let response = within(user.send_request(get("/api/v1/pods"))).await.unwrap();
+    let response = within(user.send_request(get("/api/v1/pods")))
+        .await
+        .unwrap();
     assert_eq!(response.status(), 502);
     assert!(text(response).await.contains("agent's own credentials"));
     let workload = get("/api/v1/namespaces/a/pods/b/proxy/login");
-    assert_eq!(within(user.send_request(workload)).await.unwrap().status(), 401);
+    assert_eq!(
+        within(user.send_request(workload)).await.unwrap().status(),
+        401
+    );
 }
 
 #[tokio::test]
@@ -213,8 +269,16 @@ async fn a_session_ends_with_the_users_certificate() {
     let agent = Agent::before(server.kubeconfig.clone()).await;
     let agent = agent.expiring(SystemTime::now() + Duration::from_millis(300));
     let mut user = agent.http2().await;
-    let mut body = within(user.send_request(get("/api/v1/pods?watch=1"))).await.unwrap().into_body();
-    assert!(within(body.frame()).await.expect("not a clean end").is_err());
+    let mut body = within(user.send_request(get("/api/v1/pods?watch=1")))
+        .await
+        .unwrap()
+        .into_body();
+    assert!(
+        within(body.frame())
+            .await
+            .expect("not a clean end")
+            .is_err()
+    );
     assert!(within(user.send_request(get("/api"))).await.is_err());
     drop(feed);
 }

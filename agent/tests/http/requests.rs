@@ -15,7 +15,11 @@ async fn a_request_arrives_as_the_users_with_the_agents_credentials() {
     let mut user = agent.http2().await;
     let path = "/api/v1/namespaces/a/pods?labelSelector=a%2Fb&limit=500";
     let mut request = get(path);
-    for (name, value) in [("authorization", "Bearer users"), ("x-remote-user", "root"), ("cookie", "a=b")] {
+    for (name, value) in [
+        ("authorization", "Bearer users"),
+        ("x-remote-user", "root"),
+        ("cookie", "a=b"),
+    ] {
         request.headers_mut().insert(name, value.parse().unwrap());
     }
     let response = within(user.send_request(request)).await.unwrap();
@@ -35,11 +39,16 @@ async fn impersonation_is_refused_before_the_api_server() {
     let agent = Agent::before(server.kubeconfig.clone()).await;
     let mut user = agent.http2().await;
     let mut request = get("/api/v1/pods");
-    request.headers_mut().insert("Impersonate-User", "admin".parse().unwrap());
+    request
+        .headers_mut()
+        .insert("Impersonate-User", "admin".parse().unwrap());
     let response = within(user.send_request(request)).await.unwrap();
     assert_eq!(response.status(), 403);
     let status: serde_json::Value = serde_json::from_str(&text(response).await).unwrap();
-    assert_eq!((status["kind"].as_str(), status["reason"].as_str()), (Some("Status"), Some("Forbidden")));
+    assert_eq!(
+        (status["kind"].as_str(), status["reason"].as_str()),
+        (Some("Status"), Some("Forbidden"))
+    );
     assert!(status["message"].as_str().unwrap().contains("--as"));
     assert!(server.seen().is_empty());
 }
@@ -51,12 +60,21 @@ async fn trailers_do_not_pass() {
     let mut user = agent.http2().await;
     let mut trailers = http::HeaderMap::new();
     trailers.insert("impersonate-user", "admin".parse().unwrap());
-    let frames = [Frame::data("body".into()), Frame::trailers(trailers)].map(Ok::<_, std::io::Error>);
+    let frames =
+        [Frame::data("body".into()), Frame::trailers(trailers)].map(Ok::<_, std::io::Error>);
     let body = http_body_util::StreamBody::new(futures::stream::iter(frames)).boxed_unsync();
-    let request = Request::post("https://agent/api/v1/namespaces/a/configmaps").body(body).unwrap();
-    assert_eq!(within(user.send_request(request)).await.unwrap().status(), 200);
+    let request = Request::post("https://agent/api/v1/namespaces/a/configmaps")
+        .body(body)
+        .unwrap();
+    assert_eq!(
+        within(user.send_request(request)).await.unwrap().status(),
+        200
+    );
     let seen = &server.seen()[0];
-    assert_eq!((seen.body.as_ref(), seen.trailers, seen.method.as_str()), (&b"body"[..], false, "POST"));
+    assert_eq!(
+        (seen.body.as_ref(), seen.trailers, seen.method.as_str()),
+        (&b"body"[..], false, "POST")
+    );
     assert_eq!(seen.all("impersonate-user"), ["jane"]);
 }
 
@@ -92,8 +110,18 @@ async fn a_session_of_http1_serves_one_request_and_ends() {
     let agent = Agent::before(server.kubeconfig.clone()).await;
     let two = "GET /one HTTP/1.1\r\nHost: a\r\n\r\nGET /two HTTP/1.1\r\nHost: a\r\n\r\n";
     let answer = agent.raw(two.as_bytes()).await;
-    assert!(answer.ends_with("first") && answer.contains("connection: close"), "{answer}");
-    assert_eq!(server.seen().iter().map(|seen| seen.path.clone()).collect::<Vec<_>>(), ["/one"]);
+    assert!(
+        answer.ends_with("first") && answer.contains("connection: close"),
+        "{answer}"
+    );
+    assert_eq!(
+        server
+            .seen()
+            .iter()
+            .map(|seen| seen.path.clone())
+            .collect::<Vec<_>>(),
+        ["/one"]
+    );
 }
 
 #[tokio::test]
@@ -101,25 +129,51 @@ async fn every_request_is_one_line_of_the_audit() {
     let server = ApiServer::saying(200, &[], "ok").await;
     let file = server.dir.join("audit.log");
     {
-        let agent = Agent::with(server.kubeconfig.clone(), Audit::File(file.clone()), Limits::default()).await;
+        let agent = Agent::with(
+            server.kubeconfig.clone(),
+            Audit::File(file.clone()),
+            Limits::default(),
+        )
+        .await;
         let mut user = agent.http2().await;
         let mut request = get("/api/v1/namespaces/a/pods/b%E2%80%A8c");
-        request.headers_mut().insert("kubectl-command", "kubectl get".parse().unwrap());
-        request.headers_mut().insert("user-agent", http::HeaderValue::from_bytes("k\u{2028}\u{85}".as_bytes()).unwrap());
+        request
+            .headers_mut()
+            .insert("kubectl-command", "kubectl get".parse().unwrap());
+        request.headers_mut().insert(
+            "user-agent",
+            http::HeaderValue::from_bytes("k\u{2028}\u{85}".as_bytes()).unwrap(),
+        );
         text(within(user.send_request(request)).await.unwrap()).await;
-        text(within(user.send_request(get("/api/v1/pods?watch=1"))).await.unwrap()).await;
+        text(
+            within(user.send_request(get("/api/v1/pods?watch=1")))
+                .await
+                .unwrap(),
+        )
+        .await;
         let mut refused = get("/api/v1/pods");
-        refused.headers_mut().insert("impersonate-group", "system:masters".parse().unwrap());
+        refused
+            .headers_mut()
+            .insert("impersonate-group", "system:masters".parse().unwrap());
         text(within(user.send_request(refused)).await.unwrap()).await;
     }
     let read = || std::fs::read_to_string(&file).unwrap_or_default();
     super::support::eventually(|| read().lines().count() == 4).await;
-    let events: Vec<serde_json::Value> = read().split_terminator('\n').map(|line| serde_json::from_str(line).unwrap()).collect();
+    let events: Vec<serde_json::Value> = read()
+        .split_terminator('\n')
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
     let find = |verb: &str, stage: &str, code: u64| {
         let fits = |event: &&serde_json::Value| {
-            event["verb"] == verb && event["stage"] == stage && event["responseStatus"]["code"] == code
+            event["verb"] == verb
+                && event["stage"] == stage
+                && event["responseStatus"]["code"] == code
         };
-        events.iter().find(fits).unwrap_or_else(|| panic!("{verb} {stage} {code}: {events:#?}")).clone()
+        events
+            .iter()
+            .find(fits)
+            .unwrap_or_else(|| panic!("{verb} {stage} {code}: {events:#?}"))
+            .clone()
     };
     let got = find("get", "ResponseComplete", 200);
     assert_eq!(got["objectRef"]["name"], "b\u{2028}c");
@@ -127,9 +181,15 @@ async fn every_request_is_one_line_of_the_audit() {
     assert_eq!(got["user"]["groups"], serde_json::json!(["dev", "ops"]));
     assert_eq!(got["sourceIPs"], serde_json::json!(["192.0.2.1"]));
     assert_eq!(got["annotations"]["throwline.dev/cluster"], "prod-eu");
-    assert_eq!(got["annotations"]["throwline.dev/kubectl-command"], "kubectl get");
+    assert_eq!(
+        got["annotations"]["throwline.dev/kubectl-command"],
+        "kubectl get"
+    );
     let started = find("watch", "ResponseStarted", 200);
-    assert_eq!(started["auditID"], find("watch", "ResponseComplete", 200)["auditID"]);
+    assert_eq!(
+        started["auditID"],
+        find("watch", "ResponseComplete", 200)["auditID"]
+    );
     let refused = find("list", "ResponseComplete", 403);
     assert_eq!(refused["responseStatus"]["reason"], "Forbidden");
 }

@@ -39,18 +39,26 @@ pub(crate) struct Seen {
 
 impl Seen {
     pub(crate) fn all(&self, name: &str) -> Vec<String> {
-        self.headers.get_all(name).iter().map(|value| value.to_str().unwrap().to_owned()).collect()
+        self.headers
+            .get_all(name)
+            .iter()
+            .map(|value| value.to_str().unwrap().to_owned())
+            .collect()
     }
 }
 
 pub(crate) fn full(text: impl Into<Bytes>) -> Body {
-    Full::new(text.into()).map_err(|never| match never {}).boxed_unsync()
+    Full::new(text.into())
+        .map_err(|never| match never {})
+        .boxed_unsync()
 }
 
 /// A body that the test feeds; dropping the sender without an error is a clean end.
 pub(crate) fn fed() -> (mpsc::Sender<Result<Bytes, std::io::Error>>, Body) {
     let (feed, mut fed) = mpsc::channel::<Result<Bytes, std::io::Error>>(1);
-    let frames = futures::stream::poll_fn(move |cx| fed.poll_recv(cx).map(|it| it.map(|it| it.map(Frame::data))));
+    let frames = futures::stream::poll_fn(move |cx| {
+        fed.poll_recv(cx).map(|it| it.map(|it| it.map(Frame::data)))
+    });
     (feed, StreamBody::new(frames).boxed_unsync())
 }
 
@@ -65,16 +73,22 @@ pub(crate) struct Tcp {
 impl Tcp {
     pub(crate) async fn bind(alpn: &[&[u8]]) -> Self {
         let key = rcgen::KeyPair::generate().unwrap();
-        let certificate =
-            rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap().self_signed(&key).unwrap();
+        let certificate = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()])
+            .unwrap()
+            .self_signed(&key)
+            .unwrap();
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("ca.pem"), certificate.pem()).unwrap();
-        let mut config = rustls::ServerConfig::builder_with_provider(throwline_certs::tls::provider())
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(vec![certificate.der().clone()], key.serialize_der().try_into().unwrap())
-            .unwrap();
+        let mut config =
+            rustls::ServerConfig::builder_with_provider(throwline_certs::tls::provider())
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_no_client_auth()
+                .with_single_cert(
+                    vec![certificate.der().clone()],
+                    key.serialize_der().try_into().unwrap(),
+                )
+                .unwrap();
         config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -85,7 +99,12 @@ impl Tcp {
              users: [{{name: u, user: {{token: agents-own}}}}]\n"
         );
         std::fs::write(dir.path().join("kubeconfig"), kubeconfig).unwrap();
-        Self { listener, acceptor: TlsAcceptor::from(Arc::new(config)), dir, address }
+        Self {
+            listener,
+            acceptor: TlsAcceptor::from(Arc::new(config)),
+            dir,
+            address,
+        }
     }
 
     pub(crate) fn kubeconfig(&self) -> PathBuf {
@@ -123,7 +142,10 @@ impl ApiServer {
         F: Fn(Seen) -> BoxFuture<'static, Response<Body>> + Send + Sync + 'static,
     {
         let tcp = Tcp::bind(alpn).await;
-        let (seen, connections) = (Arc::<Mutex<Vec<Seen>>>::default(), Arc::<Mutex<Vec<_>>>::default());
+        let (seen, connections) = (
+            Arc::<Mutex<Vec<Seen>>>::default(),
+            Arc::<Mutex<Vec<_>>>::default(),
+        );
         let (kubeconfig, dir) = (tcp.kubeconfig(), tcp.dir.path().to_owned());
         let (answer, log, open) = (Arc::new(answer), seen.clone(), connections.clone());
         let task = tokio::spawn(async move {
@@ -149,8 +171,12 @@ impl ApiServer {
                 let http2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");
                 let serving = tokio::spawn(async move {
                     if http2 {
-                        let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
-                        let _ = builder.max_concurrent_streams(100).serve_connection(TokioIo::new(tls), service).await;
+                        let mut builder =
+                            hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+                        let _ = builder
+                            .max_concurrent_streams(100)
+                            .serve_connection(TokioIo::new(tls), service)
+                            .await;
                     } else {
                         let _ = hyper::server::conn::http1::Builder::new()
                             .serve_connection(TokioIo::new(tls), service)
@@ -160,11 +186,21 @@ impl ApiServer {
                 open.lock().unwrap().push(serving.abort_handle());
             }
         });
-        Self { seen, connections, kubeconfig, dir, task }
+        Self {
+            seen,
+            connections,
+            kubeconfig,
+            dir,
+            task,
+        }
     }
 
     /// On HTTP/2, always with the same answer.
-    pub(crate) async fn saying(status: u16, headers: &'static [(&str, &str)], body: &'static str) -> Self {
+    pub(crate) async fn saying(
+        status: u16,
+        headers: &'static [(&str, &str)],
+        body: &'static str,
+    ) -> Self {
         Self::start(&[b"h2", b"http/1.1"], move |_| {
             Box::pin(async move {
                 let mut response = Response::builder().status(status);
@@ -198,11 +234,17 @@ impl Agent {
     pub(crate) async fn with(kubeconfig: PathBuf, audit: Audit, limits: session::Limits) -> Self {
         let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
         let source = ClusterAccess::Kubeconfig(kubeconfig);
-        let upstream = Upstream::load(source, upstream::Limits::default(), metrics.clone()).await.unwrap();
+        let upstream = Upstream::load(source, upstream::Limits::default(), metrics.clone())
+            .await
+            .unwrap();
         let sink = Sink::open(&audit, AuditLimits::default(), metrics.clone()).unwrap();
         let subject = Subject {
             cluster: "prod-eu".into(),
-            user: User { name: "jane".into(), groups: vec!["dev".into(), "ops".into()], credential: None },
+            user: User {
+                name: "jane".into(),
+                groups: vec!["dev".into(), "ops".into()],
+                credential: None,
+            },
             source: "192.0.2.1".into(),
         };
         let ((one, shutdown), (two, stop)) = (Shutdown::new(), Shutdown::new());
@@ -213,7 +255,12 @@ impl Agent {
             guard: Arc::new(Drain::new().guard()),
         };
         let gateway = Arc::new(Gateway::new(upstream, sink, metrics, limits));
-        Self { gateway, subject: Arc::new(subject), _triggers: [one, two], life }
+        Self {
+            gateway,
+            subject: Arc::new(subject),
+            _triggers: [one, two],
+            life,
+        }
     }
 
     pub(crate) fn expiring(mut self, at: SystemTime) -> Self {
@@ -223,15 +270,23 @@ impl Agent {
 
     pub(crate) fn session(&self, protocol: Protocol) -> DuplexStream {
         let (near, far) = tokio::io::duplex(64 * 1024);
-        tokio::spawn(session::serve(far, protocol, self.gateway.clone(), self.subject.clone(), self.life.clone()));
+        tokio::spawn(session::serve(
+            far,
+            protocol,
+            self.gateway.clone(),
+            self.subject.clone(),
+            self.life.clone(),
+        ));
         near
     }
 
     /// An API session.
     pub(crate) async fn http2(&self) -> SendRequest<Body> {
         let io = TokioIo::new(self.session(Protocol::Http2));
-        let (sender, connection) =
-            hyper::client::conn::http2::Builder::new(TokioExecutor::new()).handshake(io).await.unwrap();
+        let (sender, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
+            .handshake(io)
+            .await
+            .unwrap();
         tokio::spawn(connection);
         sender
     }
@@ -247,17 +302,24 @@ impl Agent {
 }
 
 pub(crate) fn get(path: &str) -> Request<Body> {
-    Request::get(format!("https://agent{path}")).body(full("")).unwrap()
+    Request::get(format!("https://agent{path}"))
+        .body(full(""))
+        .unwrap()
 }
 
 pub(crate) async fn text(response: Response<Incoming>) -> String {
-    let body = within(response.into_body().collect()).await.unwrap().to_bytes();
+    let body = within(response.into_body().collect())
+        .await
+        .unwrap()
+        .to_bytes();
     String::from_utf8_lossy(&body).into_owned()
 }
 
 /// Nothing in these tests may hang.
 pub(crate) async fn within<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(20), future).await.expect("it must not hang")
+    tokio::time::timeout(Duration::from_secs(20), future)
+        .await
+        .expect("it must not hang")
 }
 
 pub(crate) async fn eventually(mut holds: impl FnMut() -> bool) {

@@ -45,14 +45,28 @@ async fn scripted_with(answer: &str, end: bool, limits: Limits) -> (Agent, JoinH
 async fn after_the_101_bytes_flow_and_none_that_came_early_is_lost() {
     let (agent, server) = scripted(&format!("{SWITCH}hello"), false).await;
     let mut session = agent.session(Protocol::Http1);
-    session.write_all(format!("{EXEC}early").as_bytes()).await.unwrap();
+    session
+        .write_all(format!("{EXEC}early").as_bytes())
+        .await
+        .unwrap();
     let mut read = Vec::new();
     while !read.ends_with(b"hello") {
-        assert_ne!(within(session.read_buf(&mut read)).await.unwrap(), 0, "{}", String::from_utf8_lossy(&read));
+        assert_ne!(
+            within(session.read_buf(&mut read)).await.unwrap(),
+            0,
+            "{}",
+            String::from_utf8_lossy(&read)
+        );
     }
     let head = String::from_utf8_lossy(&read).to_ascii_lowercase();
-    assert!(head.starts_with("http/1.1 101 ") && head.contains("upgrade: spdy/3.1"), "{head}");
-    assert!(head.contains("x-stream-protocol-version: v4.channel.k8s.io"), "{head}");
+    assert!(
+        head.starts_with("http/1.1 101 ") && head.contains("upgrade: spdy/3.1"),
+        "{head}"
+    );
+    assert!(
+        head.contains("x-stream-protocol-version: v4.channel.k8s.io"),
+        "{head}"
+    );
     session.write_all(b" late").await.unwrap();
     session.shutdown().await.unwrap();
     let seen = within(server).await.unwrap();
@@ -60,21 +74,36 @@ async fn after_the_101_bytes_flow_and_none_that_came_early_is_lost() {
     let seen = seen.to_ascii_lowercase();
     let versions = "x-stream-protocol-version: v5.channel.k8s.io\r\nx-stream-protocol-version: v4.channel.k8s.io";
     assert!(seen.contains(versions), "{seen}");
-    assert!(seen.contains("impersonate-user: jane") && seen.contains("authorization: bearer agents-own"), "{seen}");
+    assert!(
+        seen.contains("impersonate-user: jane")
+            && seen.contains("authorization: bearer agents-own"),
+        "{seen}"
+    );
     assert_eq!(seen.matches("connection:").count(), 1, "{seen}");
 }
 
 #[tokio::test]
 async fn what_is_pipelined_behind_a_refused_upgrade_never_arrives() {
-    let refusal = "HTTP/1.1 403 Forbidden\r\nContent-Length: 4\r\nContent-Type: text/plain\r\n\r\nnope";
+    let refusal =
+        "HTTP/1.1 403 Forbidden\r\nContent-Length: 4\r\nContent-Type: text/plain\r\n\r\nnope";
     let (agent, server) = scripted(refusal, false).await;
-    let request = format!("{EXEC}GET /api/v1/secrets HTTP/1.1\r\nHost: x\r\nImpersonate-User: admin\r\n\r\n");
+    let request =
+        format!("{EXEC}GET /api/v1/secrets HTTP/1.1\r\nHost: x\r\nImpersonate-User: admin\r\n\r\n");
     let answer = agent.raw(request.as_bytes()).await;
-    assert!(answer.starts_with("HTTP/1.1 403 ") && answer.ends_with("\r\n\r\nnope"), "{answer}");
-    assert!(answer.contains("connection: close") && answer.contains("content-type: text/plain"), "{answer}");
+    assert!(
+        answer.starts_with("HTTP/1.1 403 ") && answer.ends_with("\r\n\r\nnope"),
+        "{answer}"
+    );
+    assert!(
+        answer.contains("connection: close") && answer.contains("content-type: text/plain"),
+        "{answer}"
+    );
     let seen = within(server).await.unwrap();
     assert_eq!(seen.matches("HTTP/1.1").count(), 1, "{seen}");
-    assert!(!seen.contains("secrets") && !seen.contains("admin"), "{seen}");
+    assert!(
+        !seen.contains("secrets") && !seen.contains("admin"),
+        "{seen}"
+    );
 }
 
 #[tokio::test]
@@ -87,8 +116,13 @@ async fn neither_success_nor_redirect_is_an_answer_to_an_upgrade() {
         "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n\r\n",
     ] {
         let (agent, server) = scripted(answer, false).await;
-        let said = agent.raw(format!("{EXEC}GET /evil HTTP/1.1\r\n\r\n").as_bytes()).await;
-        assert!(said.starts_with("HTTP/1.1 502 ") && !said.contains("127.0.0.1:1"), "{answer}: {said}");
+        let said = agent
+            .raw(format!("{EXEC}GET /evil HTTP/1.1\r\n\r\n").as_bytes())
+            .await;
+        assert!(
+            said.starts_with("HTTP/1.1 502 ") && !said.contains("127.0.0.1:1"),
+            "{answer}: {said}"
+        );
         assert!(!within(server).await.unwrap().contains("/evil"), "{answer}");
     }
 }
@@ -97,7 +131,9 @@ async fn neither_success_nor_redirect_is_an_answer_to_an_upgrade() {
 async fn a_101_that_nobody_asked_for_is_not_passed_on() {
     let (agent, server) = scripted(SWITCH, false).await;
     let mut user = agent.http2().await;
-    let response = within(user.send_request(get("/api/v1/pods"))).await.unwrap();
+    let response = within(user.send_request(get("/api/v1/pods")))
+        .await
+        .unwrap();
     assert_eq!(response.status(), 502);
     text(response).await;
     within(server).await.unwrap();
@@ -105,7 +141,10 @@ async fn a_101_that_nobody_asked_for_is_not_passed_on() {
 
 #[tokio::test]
 async fn a_refusal_that_does_not_end_is_given_up() {
-    let limits = Limits { refusal: Duration::from_millis(100), ..Limits::default() };
+    let limits = Limits {
+        refusal: Duration::from_millis(100),
+        ..Limits::default()
+    };
     let endless = "HTTP/1.1 403 Forbidden\r\nContent-Length: 100\r\n\r\npart";
     let (agent, server) = scripted_with(endless, false, limits).await;
     let said = agent.raw(EXEC.as_bytes()).await;
@@ -117,7 +156,10 @@ async fn a_refusal_that_does_not_end_is_given_up() {
 async fn when_the_server_ends_the_user_is_ended_too() {
     let (agent, server) = scripted(&format!("{SWITCH}bye"), true).await;
     let said = agent.raw(EXEC.as_bytes()).await;
-    assert!(said.starts_with("HTTP/1.1 101 ") && said.ends_with("bye"), "{said}");
+    assert!(
+        said.starts_with("HTTP/1.1 101 ") && said.ends_with("bye"),
+        "{said}"
+    );
     within(server).await.unwrap();
 }
 
