@@ -6,6 +6,7 @@
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
@@ -13,7 +14,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tracing::{debug, warn};
 
 use crate::accept::{Admission, Denied};
@@ -22,6 +23,9 @@ use crate::enrol;
 use crate::relay::Shared;
 use crate::response::{self, Body};
 use crate::session::{Full, Seat};
+
+/// How long, and for how many bytes, an answered connection is read on.
+const LINGER: (Duration, u64) = (Duration::from_secs(1), 256 * 1024);
 
 /// How a connection's one request ended.
 pub(crate) enum Outcome<T> {
@@ -59,21 +63,29 @@ where
         move |request| {
             let shared = Arc::clone(&shared);
             let admitted = Arc::clone(&admitted);
-            async move { Ok::<_, Infallible>(answer(&shared, &admitted, address, request).await) }
+            let answered = async move {
+                Ok::<_, Infallible>(answer(&shared, &admitted, address, request).await)
+            };
+            Box::pin(answered)
         }
     });
     let timing = &shared.config.timing;
-    let connection = http1::Builder::new()
+    let mut connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(timing.request_head)
         .max_buf_size(shared.config.limits.head_bytes.max(8 * 1024))
         // One request each: an idle kept connection would be half-open without end.
         .keep_alive(false)
-        .serve_connection(TokioIo::new(io), service)
-        .without_shutdown();
+        .serve_connection(TokioIo::new(io), service);
     let whole = timing.request_head + timing.request;
-    let parts = match tokio::time::timeout(whole, connection).await {
-        Ok(Ok(parts)) => parts,
+    let served = std::future::poll_fn(|cx| connection.poll_without_shutdown(cx));
+    let outcome = match tokio::time::timeout(whole, served).await {
+        Ok(Ok(())) => Outcome::Answered,
+        // hyper has told the client what is wrong with its request.
+        Ok(Err(error)) if error.is_parse() => {
+            debug!(client = %address, %error, "refused a malformed request");
+            Outcome::Failed
+        }
         Ok(Err(error)) => {
             debug!(client = %address, %error, "no request could be read");
             return Outcome::Failed;
@@ -83,18 +95,28 @@ where
             return Outcome::Failed;
         }
     };
+    let parts = connection.into_parts();
     let mut io = parts.io.into_inner();
     let admitted = admitted
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
         .take();
-    if let Some(admitted) = admitted {
+    if let (Outcome::Answered, Some(admitted)) = (&outcome, admitted) {
         let io = Early::new(parts.read_buf, io);
         return Outcome::Upgraded { admitted, io };
     }
-    // The answer is flushed; this only says goodbye, and not for long.
-    let _ = tokio::time::timeout(timing.request, io.shutdown()).await;
-    Outcome::Answered
+    // Too late for this one is no harm: the answer is on its way.
+    let _ = tokio::time::timeout(LINGER.0, linger(&mut io)).await;
+    outcome
+}
+
+/// Says goodbye and reads on for a moment. To close with bytes unread would be a reset, which
+/// can take the answer away before the client has seen it.
+async fn linger<T: AsyncRead + AsyncWrite + Unpin>(io: &mut T) {
+    if io.shutdown().await.is_ok() {
+        let mut rest = io.take(LINGER.1);
+        let _ = tokio::io::copy(&mut rest, &mut tokio::io::sink()).await;
+    }
 }
 
 async fn answer(
