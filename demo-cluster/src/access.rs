@@ -26,7 +26,11 @@ pub(crate) struct User {
 
 impl User {
     pub(crate) fn named(name: &str, groups: &[String]) -> Self {
-        let mut user = Self { name: name.to_owned(), groups: groups.to_vec(), ..Self::default() };
+        let mut user = Self {
+            name: name.to_owned(),
+            groups: groups.to_vec(),
+            ..Self::default()
+        };
         user.join("system:authenticated");
         user
     }
@@ -42,7 +46,10 @@ impl User {
     pub(crate) fn service_account(namespace: &str, name: &str) -> Self {
         Self::named(
             &format!("system:serviceaccount:{namespace}:{name}"),
-            &["system:serviceaccounts".to_owned(), format!("system:serviceaccounts:{namespace}")],
+            &[
+                "system:serviceaccounts".to_owned(),
+                format!("system:serviceaccounts:{namespace}"),
+            ],
         )
     }
 
@@ -70,13 +77,24 @@ pub(crate) struct Tokens(Mutex<HashMap<String, User>>);
 
 impl Tokens {
     pub(crate) fn issue(&self, user: User) -> String {
-        let token = format!("demo-{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple());
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(token.clone(), user);
+        let token = format!(
+            "demo-{}{}",
+            Uuid::new_v4().simple(),
+            Uuid::new_v4().simple()
+        );
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(token.clone(), user);
         token
     }
 
     fn find(&self, token: &str) -> Option<User> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(token).cloned()
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(token)
+            .cloned()
     }
 }
 
@@ -89,17 +107,24 @@ pub(crate) fn authenticate(
     let user = match bearer(headers)? {
         // A certificate that was proven wins over a token, as in the API server's order.
         _ if certificate.is_some() => certificate.cloned().unwrap_or_default(),
-        Some(token) => cluster.tokens.find(&token).ok_or_else(Failure::unauthorized)?,
+        Some(token) => cluster
+            .tokens
+            .find(&token)
+            .ok_or_else(Failure::unauthorized)?,
         None => User::anonymous(),
     };
     impersonate(cluster, user, headers)
 }
 
 fn bearer(headers: &HeaderMap) -> Result<Option<String>, Failure> {
-    let Some(value) = headers.get(header::AUTHORIZATION) else { return Ok(None) };
+    let Some(value) = headers.get(header::AUTHORIZATION) else {
+        return Ok(None);
+    };
     let value = value.to_str().map_err(|_| Failure::unauthorized())?;
     match value.split_once(' ') {
-        Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") && !token.trim().is_empty() => {
+        Some((scheme, token))
+            if scheme.eq_ignore_ascii_case("bearer") && !token.trim().is_empty() =>
+        {
             Ok(Some(token.trim().to_owned()))
         }
         _ => Ok(None),
@@ -114,30 +139,48 @@ const ACCOUNT: &str = "system:serviceaccount:";
 
 fn impersonate(cluster: &Cluster, user: User, headers: &HeaderMap) -> Result<User, Failure> {
     let values = |name: &str| -> Vec<String> {
-        headers.get_all(name).iter().map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned()).collect()
+        headers
+            .get_all(name)
+            .iter()
+            .map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
+            .collect()
     };
     let name = values(USER).into_iter().next().unwrap_or_default();
     let groups = values(GROUP);
     let uid = values(UID).into_iter().next().unwrap_or_default();
     let mut extra: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    for header in headers.keys().filter(|header| header.as_str().starts_with(EXTRA)) {
+    for header in headers
+        .keys()
+        .filter(|header| header.as_str().starts_with(EXTRA))
+    {
         let key = decode(&header.as_str()[EXTRA.len()..], false).to_lowercase();
-        extra.entry(key).or_default().extend(values(header.as_str()));
+        extra
+            .entry(key)
+            .or_default()
+            .extend(values(header.as_str()));
     }
     if name.is_empty() {
         if groups.is_empty() && uid.is_empty() && extra.is_empty() {
             return Ok(user);
         }
-        return Err(Failure::internal(format!("requested {groups:?} without impersonating a user")));
+        return Err(Failure::internal(format!(
+            "requested {groups:?} without impersonating a user"
+        )));
     }
 
     let review = Review::new(cluster, &user);
     let may = |group: &str, resource: &str, subresource: &str, namespace: &str, name: &str| {
         let mut wanted = Attributes::resource("impersonate", group, resource, namespace, name);
         wanted.subresource = subresource.to_owned();
-        if review.allows(&wanted) { Ok(()) } else { Err(rbac::refusal(&user, &wanted)) }
+        if review.allows(&wanted) {
+            Ok(())
+        } else {
+            Err(rbac::refusal(&user, &wanted))
+        }
     };
-    let account = name.strip_prefix(ACCOUNT).and_then(|rest| rest.split_once(':'));
+    let account = name
+        .strip_prefix(ACCOUNT)
+        .and_then(|rest| rest.split_once(':'));
     match account {
         Some((namespace, account)) => may("", "serviceaccounts", "", namespace, account)?,
         None => may("", "users", "", "", &name)?,
@@ -154,8 +197,14 @@ fn impersonate(cluster: &Cluster, user: User, headers: &HeaderMap) -> Result<Use
         }
     }
     let mut impersonated = match account {
-        Some((namespace, account)) if groups.is_empty() => User::service_account(namespace, account),
-        _ => User { name: name.clone(), groups, ..User::default() },
+        Some((namespace, account)) if groups.is_empty() => {
+            User::service_account(namespace, account)
+        }
+        _ => User {
+            name: name.clone(),
+            groups,
+            ..User::default()
+        },
     };
     if name == "system:anonymous" {
         impersonated.join("system:unauthenticated");

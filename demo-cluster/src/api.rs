@@ -17,7 +17,6 @@ use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 use serde_json::{Value, json};
 
-
 pub(crate) use delete::remove_now;
 pub(crate) use objects::random_suffix;
 
@@ -63,14 +62,36 @@ pub(crate) async fn handle(
     let Some(target) = Target::parse(&path)? else {
         return plain(cluster, &path, request.method(), &accept);
     };
-    let agent = request.headers().get(header::USER_AGENT).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let agent = agent.split('/').next().filter(|agent| !agent.is_empty()).unwrap_or("unknown");
-    let manager = query.get("fieldManager").filter(|name| !name.is_empty()).unwrap_or(agent).to_owned();
+    let agent = request
+        .headers()
+        .get(header::USER_AGENT)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default();
+    let agent = agent
+        .split('/')
+        .next()
+        .filter(|agent| !agent.is_empty())
+        .unwrap_or("unknown");
+    let manager = query
+        .get("fieldManager")
+        .filter(|name| !name.is_empty())
+        .unwrap_or(agent)
+        .to_owned();
     let verb = wanted.verb.clone();
-    let call = Call { target, query, user, accept, verb, manager };
+    let call = Call {
+        target,
+        query,
+        user,
+        accept,
+        verb,
+        manager,
+    };
     if matches!(call.target.subresource(), "exec" | "attach" | "portforward") {
         // A WebSocket is a GET, and must not be a way around `create`.
-        let create = Attributes { verb: "create".to_owned(), ..wanted };
+        let create = Attributes {
+            verb: "create".to_owned(),
+            ..wanted
+        };
         if !review.allows(&create) {
             return Err(rbac::refusal(&call.user, &create));
         }
@@ -104,7 +125,9 @@ async fn resource(
         }
         (Method::PUT, "finalize") => objects::update(cluster, &call, read_object(request).await?),
         (Method::GET | Method::HEAD, _) if call.verb == "watch" => watch::serve(cluster, &call),
-        (Method::GET | Method::HEAD, "") if call.target.name.is_empty() => list::list(cluster, &call),
+        (Method::GET | Method::HEAD, "") if call.target.name.is_empty() => {
+            list::list(cluster, &call)
+        }
         (Method::GET | Method::HEAD, _) => objects::get(cluster, &call),
         (Method::POST, "") if call.target.name.is_empty() => {
             objects::create(cluster, &call, read_object(request).await?)
@@ -124,7 +147,11 @@ async fn resource(
         (Method::DELETE, "") => {
             let content_type = content_type(&request);
             let body = read(request).await?;
-            let options = if body.is_empty() { Value::Null } else { parse(&body, &content_type)? };
+            let options = if body.is_empty() {
+                Value::Null
+            } else {
+                parse(&body, &content_type)?
+            };
             delete::delete(cluster, &call, options)
         }
         _ => Err(Failure::method_not_allowed()),
@@ -132,12 +159,21 @@ async fn resource(
 }
 
 /// Paths that are not resources.
-fn plain(cluster: &Cluster, path: &str, method: &Method, accept: &Accept) -> Result<Response<Body>, Failure> {
+fn plain(
+    cluster: &Cluster,
+    path: &str,
+    method: &Method,
+    accept: &Accept,
+) -> Result<Response<Body>, Failure> {
     if !matches!(*method, Method::GET | Method::HEAD) {
         return Err(Failure::method_not_allowed());
     }
     match path.trim_end_matches('/') {
-        "/healthz" | "/livez" | "/readyz" => Ok(bytes_response(200, "text/plain; charset=utf-8", Bytes::from("ok"))),
+        "/healthz" | "/livez" | "/readyz" => Ok(bytes_response(
+            200,
+            "text/plain; charset=utf-8",
+            Bytes::from("ok"),
+        )),
         "/version" => {
             let version = cluster.options.version.as_str();
             let mut numbers = version.trim_start_matches('v').split('.');
@@ -157,17 +193,30 @@ fn plain(cluster: &Cluster, path: &str, method: &Method, accept: &Accept) -> Res
 }
 
 fn content_type(request: &Request<Incoming>) -> String {
-    let value = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
+    let value = request
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default();
+    value
+        .split(';')
+        .next()
+        .unwrap_or_default()
+        .trim()
+        .to_ascii_lowercase()
 }
 
 async fn read(request: Request<Incoming>) -> Result<Bytes, Failure> {
     match Limited::new(request.into_body(), MAX_BODY).collect().await {
         Ok(body) => Ok(body.to_bytes()),
-        Err(error) if error.is::<http_body_util::LengthLimitError>() => {
-            Err(Failure::new(413, "RequestEntityTooLarge", format!("limit is {MAX_BODY}")))
-        }
-        Err(error) => Err(Failure::bad_request(format!("the body could not be read: {error}"))),
+        Err(error) if error.is::<http_body_util::LengthLimitError>() => Err(Failure::new(
+            413,
+            "RequestEntityTooLarge",
+            format!("limit is {MAX_BODY}"),
+        )),
+        Err(error) => Err(Failure::bad_request(format!(
+            "the body could not be read: {error}"
+        ))),
     }
 }
 
@@ -179,9 +228,13 @@ async fn read_object(request: Request<Incoming>) -> Result<Value, Failure> {
 
 pub(crate) fn parse(body: &[u8], content_type: &str) -> Result<Value, Failure> {
     let parsed = match content_type {
-        "" | "application/json" => serde_json::from_slice::<Value>(body).map_err(|error| error.to_string()),
+        "" | "application/json" => {
+            serde_json::from_slice::<Value>(body).map_err(|error| error.to_string())
+        }
         "application/vnd.kubernetes.protobuf" => return protobuf::decode(body),
-        "application/yaml" => serde_norway::from_slice::<Value>(body).map_err(|error| error.to_string()),
+        "application/yaml" => {
+            serde_norway::from_slice::<Value>(body).map_err(|error| error.to_string())
+        }
         other => {
             return Err(Failure::new(
                 415,
@@ -193,8 +246,13 @@ pub(crate) fn parse(body: &[u8], content_type: &str) -> Result<Value, Failure> {
             ));
         }
     };
-    let value = parsed.map_err(|error| Failure::bad_request(format!("error decoding the body: {error}")))?;
-    if value.is_object() { Ok(value) } else { Err(Failure::bad_request("the body is not an object")) }
+    let value = parsed
+        .map_err(|error| Failure::bad_request(format!("error decoding the body: {error}")))?;
+    if value.is_object() {
+        Ok(value)
+    } else {
+        Err(Failure::bad_request("the body is not an object"))
+    }
 }
 
 /// `dryRun=All`, the only value there is.
@@ -202,6 +260,8 @@ pub(crate) fn dry_run(query: &Query) -> Result<bool, Failure> {
     match query.all("dryRun").as_slice() {
         [] | [""] => Ok(false),
         values if values.iter().all(|value| *value == "All") => Ok(true),
-        values => Err(Failure::bad_request(format!("Unsupported value: {values:?}: supported values: \"All\""))),
+        values => Err(Failure::bad_request(format!(
+            "Unsupported value: {values:?}: supported values: \"All\""
+        ))),
     }
 }

@@ -41,9 +41,19 @@ fn namespaces(cluster: &Cluster) {
     for namespace in cluster.store.list(Kind::named("namespaces"), None).1 {
         let name = text(&namespace, "/metadata/name");
         if text(&namespace, "/status/phase") != "Terminating" {
-            if cluster.store.get(Kind::named("serviceaccounts"), name, "default").is_none() {
+            if cluster
+                .store
+                .get(Kind::named("serviceaccounts"), name, "default")
+                .is_none()
+            {
                 seed::put(cluster, "serviceaccounts", name, "default", json!({}));
-                seed::put(cluster, "configmaps", name, "kube-root-ca.crt", json!({"data": {"ca.crt": cluster.pki.ca_pem()}}));
+                seed::put(
+                    cluster,
+                    "configmaps",
+                    name,
+                    "kube-root-ca.crt",
+                    json!({"data": {"ca.crt": cluster.pki.ca_pem()}}),
+                );
             }
             continue;
         }
@@ -69,8 +79,13 @@ fn collect(cluster: &Cluster) {
     for (kind, owners) in [("replicasets", "deployments"), ("pods", "replicasets")] {
         let owners = cluster.store.list(Kind::named(owners), None).1;
         for object in cluster.store.list(Kind::named(kind), None).1 {
-            let Some(owner) = controller_of(&object) else { continue };
-            if owners.iter().any(|one| text(one, "/metadata/uid") == text(owner, "/uid")) {
+            let Some(owner) = controller_of(&object) else {
+                continue;
+            };
+            if owners
+                .iter()
+                .any(|one| text(one, "/metadata/uid") == text(owner, "/uid"))
+            {
                 continue;
             }
             if kind == "pods" {
@@ -88,12 +103,18 @@ fn collect(cluster: &Cluster) {
 }
 
 fn controller_of(object: &Value) -> Option<&Value> {
-    items(object, "/metadata/ownerReferences").iter().find(|owner| {
-        flag(owner, "/controller") && matches!(text(owner, "/kind"), "Deployment" | "ReplicaSet")
-    })
+    items(object, "/metadata/ownerReferences")
+        .iter()
+        .find(|owner| {
+            flag(owner, "/controller")
+                && matches!(text(owner, "/kind"), "Deployment" | "ReplicaSet")
+        })
 }
 
-fn owned_by<'a>(objects: &'a [Arc<Value>], owner: &'a Value) -> impl Iterator<Item = &'a Arc<Value>> {
+fn owned_by<'a>(
+    objects: &'a [Arc<Value>],
+    owner: &'a Value,
+) -> impl Iterator<Item = &'a Arc<Value>> {
     objects.iter().filter(move |object| {
         controller_of(object).is_some_and(|one| text(one, "/uid") == text(owner, "/metadata/uid"))
     })
@@ -103,32 +124,62 @@ fn terminate(cluster: &Cluster, pod: &Value, grace: i64) {
     if pod.pointer("/metadata/deletionTimestamp").is_some() {
         return;
     }
-    let (namespace, name) = (text(pod, "/metadata/namespace"), text(pod, "/metadata/name"));
-    let _ = cluster.store.update(Kind::named("pods"), namespace, name, |old| {
-        let mut new = old.clone();
-        let grace = number(old, "/spec/terminationGracePeriodSeconds").unwrap_or(30).min(grace);
-        let until = time::OffsetDateTime::now_utc() + time::Duration::seconds(grace);
-        json::set(&mut new, &["metadata", "deletionTimestamp"], json!(json::stamp(until)));
-        json::set(&mut new, &["metadata", "deletionGracePeriodSeconds"], json!(grace));
-        Ok(Decision::Put(new))
-    });
+    let (namespace, name) = (
+        text(pod, "/metadata/namespace"),
+        text(pod, "/metadata/name"),
+    );
+    let _ = cluster
+        .store
+        .update(Kind::named("pods"), namespace, name, |old| {
+            let mut new = old.clone();
+            let grace = number(old, "/spec/terminationGracePeriodSeconds")
+                .unwrap_or(30)
+                .min(grace);
+            let until = time::OffsetDateTime::now_utc() + time::Duration::seconds(grace);
+            json::set(
+                &mut new,
+                &["metadata", "deletionTimestamp"],
+                json!(json::stamp(until)),
+            );
+            json::set(
+                &mut new,
+                &["metadata", "deletionGracePeriodSeconds"],
+                json!(grace),
+            );
+            Ok(Decision::Put(new))
+        });
 }
 
 /// One replica set a template; the newest gets the replicas as its pods become ready.
 fn reconcile_deployment(cluster: &Cluster, deployment: &Arc<Value>) {
     let kind = Kind::named("replicasets");
-    let (namespace, name) = (text(deployment, "/metadata/namespace"), text(deployment, "/metadata/name"));
+    let (namespace, name) = (
+        text(deployment, "/metadata/namespace"),
+        text(deployment, "/metadata/name"),
+    );
     let hash = hash(&deployment["spec"]["template"]);
     let sets = cluster.store.list(kind, Some(namespace)).1;
     let owned: Vec<&Arc<Value>> = owned_by(&sets, deployment).collect();
     let wanted = number(deployment, "/spec/replicas").unwrap_or(1);
-    let current = owned.iter().find(|set| text(set, &format!("/metadata/labels/{HASH}")) == hash);
+    let current = owned
+        .iter()
+        .find(|set| text(set, &format!("/metadata/labels/{HASH}")) == hash);
     let revision_of = |set: &Value| -> u64 {
-        set.pointer("/metadata/annotations").and_then(|all| all.get(REVISION)).and_then(Value::as_str).and_then(|text| text.parse().ok()).unwrap_or(0)
+        set.pointer("/metadata/annotations")
+            .and_then(|all| all.get(REVISION))
+            .and_then(Value::as_str)
+            .and_then(|text| text.parse().ok())
+            .unwrap_or(0)
     };
     let newest = owned.iter().map(|set| revision_of(set)).max().unwrap_or(0);
-    let others: Vec<&&Arc<Value>> = owned.iter().filter(|set| text(set, &format!("/metadata/labels/{HASH}")) != hash).collect();
-    let others_have: i64 = others.iter().map(|set| number(set, "/spec/replicas").unwrap_or(0)).sum();
+    let others: Vec<&&Arc<Value>> = owned
+        .iter()
+        .filter(|set| text(set, &format!("/metadata/labels/{HASH}")) != hash)
+        .collect();
+    let others_have: i64 = others
+        .iter()
+        .map(|set| number(set, "/spec/replicas").unwrap_or(0))
+        .sum();
     let revision = match current {
         None => {
             let mut template = deployment["spec"]["template"].clone();
@@ -142,33 +193,57 @@ fn reconcile_deployment(cluster: &Cluster, deployment: &Arc<Value>) {
                 },
                 "spec": {"replicas": wanted, "selector": selector, "template": template},
             });
-            seed::put(cluster, "replicasets", namespace, &format!("{name}-{hash}"), object);
+            seed::put(
+                cluster,
+                "replicasets",
+                namespace,
+                &format!("{name}-{hash}"),
+                object,
+            );
             newest + 1
         }
         Some(set) => {
             let revision = revision_of(set);
-            let revision = if revision < newest { newest + 1 } else { revision };
+            let revision = if revision < newest {
+                newest + 1
+            } else {
+                revision
+            };
             let set_name = text(set, "/metadata/name");
             let _ = cluster.store.update(kind, namespace, set_name, |old| {
                 let mut new = old.clone();
                 json::set(&mut new, &["spec", "replicas"], json!(wanted));
-                json::set(&mut new, &["metadata", "annotations", REVISION], json!(revision.to_string()));
+                json::set(
+                    &mut new,
+                    &["metadata", "annotations", REVISION],
+                    json!(revision.to_string()),
+                );
                 Ok(Decision::Put(new))
             });
             // The old ones go once the new ones stand.
             if number(set, "/status/readyReplicas").unwrap_or(0) >= wanted && others_have > 0 {
                 for other in &others {
-                    let _ = cluster.store.update(kind, namespace, text(other, "/metadata/name"), |old| {
-                        let mut new = old.clone();
-                        json::set(&mut new, &["spec", "replicas"], json!(0));
-                        Ok(Decision::Put(new))
-                    });
+                    let _ = cluster.store.update(
+                        kind,
+                        namespace,
+                        text(other, "/metadata/name"),
+                        |old| {
+                            let mut new = old.clone();
+                            json::set(&mut new, &["spec", "replicas"], json!(0));
+                            Ok(Decision::Put(new))
+                        },
+                    );
                 }
             }
             revision
         }
     };
-    let sum = |field: &str| owned.iter().map(|set| number(set, field).unwrap_or(0)).sum::<i64>();
+    let sum = |field: &str| {
+        owned
+            .iter()
+            .map(|set| number(set, field).unwrap_or(0))
+            .sum::<i64>()
+    };
     let (replicas, ready) = (sum("/status/replicas"), sum("/status/readyReplicas"));
     let updated = current.map_or(0, |set| number(set, "/status/replicas").unwrap_or(0));
     let available = ready >= wanted;
@@ -210,14 +285,20 @@ fn reconcile_deployment(cluster: &Cluster, deployment: &Arc<Value>) {
 
 fn reconcile_set(cluster: &Cluster, set: &Arc<Value>) {
     let kind = Kind::named("pods");
-    let (namespace, name) = (text(set, "/metadata/namespace"), text(set, "/metadata/name"));
+    let (namespace, name) = (
+        text(set, "/metadata/namespace"),
+        text(set, "/metadata/name"),
+    );
     let pods = cluster.store.list(kind, Some(namespace)).1;
     let mut live: Vec<&Arc<Value>> = owned_by(&pods, set)
         .filter(|pod| {
-            pod.pointer("/metadata/deletionTimestamp").is_none() && !matches!(text(pod, "/status/phase"), "Failed" | "Succeeded")
+            pod.pointer("/metadata/deletionTimestamp").is_none()
+                && !matches!(text(pod, "/status/phase"), "Failed" | "Succeeded")
         })
         .collect();
-    let wanted = usize::try_from(number(set, "/spec/replicas").unwrap_or(1)).unwrap_or(0).min(100);
+    let wanted = usize::try_from(number(set, "/spec/replicas").unwrap_or(1))
+        .unwrap_or(0)
+        .min(100);
     for _ in live.len()..wanted {
         let template = &set["spec"]["template"];
         let mut pod = json!({
@@ -236,7 +317,9 @@ fn reconcile_set(cluster: &Cluster, set: &Arc<Value>) {
     }
     // Those that are not ready go first.
     let ready = |pod: &Value| {
-        items(pod, "/status/conditions").iter().any(|one| text(one, "/type") == "Ready" && text(one, "/status") == "True")
+        items(pod, "/status/conditions")
+            .iter()
+            .any(|one| text(one, "/type") == "Ready" && text(one, "/status") == "True")
     };
     live.sort_by_key(|pod| ready(pod));
     for pod in live.iter().take(live.len().saturating_sub(wanted)) {
@@ -267,6 +350,8 @@ fn owner(api_version: &str, kind: &str, object: &Value) -> Value {
 fn hash(template: &Value) -> String {
     let sorted: BTreeMap<&String, &Value> = template.as_object().into_iter().flatten().collect();
     let text = json!(sorted).to_string();
-    let hash = text.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    let hash = text.bytes().fold(0x811c_9dc5_u32, |hash, byte| {
+        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+    });
     format!("{hash:08x}")
 }

@@ -4,7 +4,10 @@ use serde_json::{Map, Value};
 
 /// The string at a JSON pointer, or the empty string.
 pub(crate) fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {
-    value.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
+    value
+        .pointer(pointer)
+        .and_then(Value::as_str)
+        .unwrap_or_default()
 }
 
 pub(crate) fn number(value: &Value, pointer: &str) -> Option<i64> {
@@ -12,16 +15,25 @@ pub(crate) fn number(value: &Value, pointer: &str) -> Option<i64> {
 }
 
 pub(crate) fn flag(value: &Value, pointer: &str) -> bool {
-    value.pointer(pointer).and_then(Value::as_bool).unwrap_or(false)
+    value
+        .pointer(pointer)
+        .and_then(Value::as_bool)
+        .unwrap_or(false)
 }
 
 pub(crate) fn items<'a>(value: &'a Value, pointer: &str) -> &'a [Value] {
-    value.pointer(pointer).and_then(Value::as_array).map_or(&[], Vec::as_slice)
+    value
+        .pointer(pointer)
+        .and_then(Value::as_array)
+        .map_or(&[], Vec::as_slice)
 }
 
 /// The strings of an array of strings.
 pub(crate) fn strings<'a>(value: &'a Value, pointer: &str) -> Vec<&'a str> {
-    items(value, pointer).iter().filter_map(Value::as_str).collect()
+    items(value, pointer)
+        .iter()
+        .filter_map(Value::as_str)
+        .collect()
 }
 
 pub(crate) fn members<'a>(value: &'a Value, pointer: &str) -> Option<&'a Map<String, Value>> {
@@ -30,16 +42,22 @@ pub(crate) fn members<'a>(value: &'a Value, pointer: &str) -> Option<&'a Map<Str
 
 /// The object at that key, made when it is missing or not an object.
 pub(crate) fn object<'a>(value: &'a mut Value, key: &str) -> &'a mut Map<String, Value> {
-    let entry = as_map(value).entry(key.to_owned()).or_insert_with(|| Value::Object(Map::new()));
+    let entry = as_map(value)
+        .entry(key.to_owned())
+        .or_insert_with(|| Value::Object(Map::new()));
     as_map(entry)
 }
 
 /// Sets a member of the object, making `value` an object first if it is none.
 pub(crate) fn set(value: &mut Value, path: &[&str], new: Value) {
-    let Some((last, parents)) = path.split_last() else { return };
+    let Some((last, parents)) = path.split_last() else {
+        return;
+    };
     let mut here = value;
     for parent in parents {
-        here = as_map(here).entry((*parent).to_owned()).or_insert_with(|| Value::Object(Map::new()));
+        here = as_map(here)
+            .entry((*parent).to_owned())
+            .or_insert_with(|| Value::Object(Map::new()));
     }
     as_map(here).insert((*last).to_owned(), new);
 }
@@ -77,15 +95,18 @@ pub(crate) fn now() -> String {
 }
 
 pub(crate) fn stamp(time: time::OffsetDateTime) -> String {
-    let format = time::macros::format_description!("[year]-[month]-[day]T[hour]:[minute]:[second]Z");
+    let format =
+        time::macros::format_description!("[year]-[month]-[day]T[hour]:[minute]:[second]Z");
     time.format(format).unwrap_or_default()
 }
 
 /// RFC 3339 with nanoseconds, as log lines carry it.
 pub(crate) fn stamp_nanos(nanos: i128) -> String {
-    let time = time::OffsetDateTime::from_unix_timestamp_nanos(nanos).unwrap_or(time::OffsetDateTime::UNIX_EPOCH);
-    let format =
-        time::macros::format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:9]Z");
+    let time = time::OffsetDateTime::from_unix_timestamp_nanos(nanos)
+        .unwrap_or(time::OffsetDateTime::UNIX_EPOCH);
+    let format = time::macros::format_description!(
+        "[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:9]Z"
+    );
     time.format(format).unwrap_or_default()
 }
 

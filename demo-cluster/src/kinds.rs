@@ -26,16 +26,41 @@ pub(crate) struct Sub {
     pub(crate) verbs: &'static [&'static str],
 }
 
-pub(crate) const VERBS: &[&str] =
-    &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
+pub(crate) const VERBS: &[&str] = &[
+    "create",
+    "delete",
+    "deletecollection",
+    "get",
+    "list",
+    "patch",
+    "update",
+    "watch",
+];
 const WRITE: &[&str] = &["get", "patch", "update"];
 
 const fn sub(name: &'static str, kind: &'static str, verbs: &'static [&'static str]) -> Sub {
-    Sub { name, group: "", version: "", kind, verbs }
+    Sub {
+        name,
+        group: "",
+        version: "",
+        kind,
+        verbs,
+    }
 }
 
-const fn foreign(name: &'static str, group: &'static str, kind: &'static str, verbs: &'static [&'static str]) -> Sub {
-    Sub { name, group, version: "v1", kind, verbs }
+const fn foreign(
+    name: &'static str,
+    group: &'static str,
+    kind: &'static str,
+    verbs: &'static [&'static str],
+) -> Sub {
+    Sub {
+        name,
+        group,
+        version: "v1",
+        kind,
+        verbs,
+    }
 }
 
 const BASE: Kind = Kind {
@@ -54,15 +79,30 @@ const RBAC: &str = "rbac.authorization.k8s.io";
 const AUTHZ: &str = "authorization.k8s.io";
 
 pub(crate) static KINDS: &[Kind] = &[
-    Kind { plural: "configmaps", singular: "configmap", kind: "ConfigMap", short: &["cm"], ..BASE },
-    Kind { plural: "events", singular: "event", kind: "Event", short: &["ev"], ..BASE },
+    Kind {
+        plural: "configmaps",
+        singular: "configmap",
+        kind: "ConfigMap",
+        short: &["cm"],
+        ..BASE
+    },
+    Kind {
+        plural: "events",
+        singular: "event",
+        kind: "Event",
+        short: &["ev"],
+        ..BASE
+    },
     Kind {
         plural: "namespaces",
         singular: "namespace",
         kind: "Namespace",
         short: &["ns"],
         namespaced: false,
-        subresources: &[sub("status", "Namespace", WRITE), sub("finalize", "Namespace", &["update"])],
+        subresources: &[
+            sub("status", "Namespace", WRITE),
+            sub("finalize", "Namespace", &["update"]),
+        ],
         ..BASE
     },
     Kind {
@@ -90,13 +130,23 @@ pub(crate) static KINDS: &[Kind] = &[
         ],
         ..BASE
     },
-    Kind { plural: "secrets", singular: "secret", kind: "Secret", ..BASE },
+    Kind {
+        plural: "secrets",
+        singular: "secret",
+        kind: "Secret",
+        ..BASE
+    },
     Kind {
         plural: "serviceaccounts",
         singular: "serviceaccount",
         kind: "ServiceAccount",
         short: &["sa"],
-        subresources: &[foreign("token", "authentication.k8s.io", "TokenRequest", &["create"])],
+        subresources: &[foreign(
+            "token",
+            "authentication.k8s.io",
+            "TokenRequest",
+            &["create"],
+        )],
         ..BASE
     },
     Kind {
@@ -115,7 +165,10 @@ pub(crate) static KINDS: &[Kind] = &[
         kind: "Deployment",
         short: &["deploy"],
         categories: &["all"],
-        subresources: &[foreign("scale", "autoscaling", "Scale", WRITE), sub("status", "Deployment", WRITE)],
+        subresources: &[
+            foreign("scale", "autoscaling", "Scale", WRITE),
+            sub("status", "Deployment", WRITE),
+        ],
         ..BASE
     },
     Kind {
@@ -125,7 +178,10 @@ pub(crate) static KINDS: &[Kind] = &[
         kind: "ReplicaSet",
         short: &["rs"],
         categories: &["all"],
-        subresources: &[foreign("scale", "autoscaling", "Scale", WRITE), sub("status", "ReplicaSet", WRITE)],
+        subresources: &[
+            foreign("scale", "autoscaling", "Scale", WRITE),
+            sub("status", "ReplicaSet", WRITE),
+        ],
         ..BASE
     },
     Kind {
@@ -172,7 +228,13 @@ pub(crate) static KINDS: &[Kind] = &[
         review: true,
         ..BASE
     },
-    Kind { group: "coordination.k8s.io", plural: "leases", singular: "lease", kind: "Lease", ..BASE },
+    Kind {
+        group: "coordination.k8s.io",
+        plural: "leases",
+        singular: "lease",
+        kind: "Lease",
+        ..BASE
+    },
     Kind {
         group: RBAC,
         plural: "clusterrolebindings",
@@ -189,18 +251,35 @@ pub(crate) static KINDS: &[Kind] = &[
         namespaced: false,
         ..BASE
     },
-    Kind { group: RBAC, plural: "rolebindings", singular: "rolebinding", kind: "RoleBinding", ..BASE },
-    Kind { group: RBAC, plural: "roles", singular: "role", kind: "Role", ..BASE },
+    Kind {
+        group: RBAC,
+        plural: "rolebindings",
+        singular: "rolebinding",
+        kind: "RoleBinding",
+        ..BASE
+    },
+    Kind {
+        group: RBAC,
+        plural: "roles",
+        singular: "role",
+        kind: "Role",
+        ..BASE
+    },
 ];
 
 impl Kind {
     pub(crate) fn find(group: &str, version: &str, plural: &str) -> Option<&'static Self> {
-        KINDS.iter().find(|kind| kind.group == group && kind.version == version && kind.plural == plural)
+        KINDS
+            .iter()
+            .find(|kind| kind.group == group && kind.version == version && kind.plural == plural)
     }
 
     /// For kinds that this code itself names.
     pub(crate) fn named(plural: &str) -> &'static Self {
-        KINDS.iter().find(|kind| kind.plural == plural).unwrap_or(&KINDS[0])
+        KINDS
+            .iter()
+            .find(|kind| kind.plural == plural)
+            .unwrap_or(&KINDS[0])
     }
 
     pub(crate) fn api_version(&self) -> String {
@@ -209,7 +288,11 @@ impl Kind {
 
     /// `deployments.apps`, as error messages name it.
     pub(crate) fn qualified(&self) -> String {
-        if self.group.is_empty() { self.plural.to_owned() } else { format!("{}.{}", self.plural, self.group) }
+        if self.group.is_empty() {
+            self.plural.to_owned()
+        } else {
+            format!("{}.{}", self.plural, self.group)
+        }
     }
 
     pub(crate) fn verbs(&self) -> &'static [&'static str] {
@@ -222,12 +305,20 @@ impl Kind {
 }
 
 pub(crate) fn group_version(group: &str, version: &str) -> String {
-    if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") }
+    if group.is_empty() {
+        version.to_owned()
+    } else {
+        format!("{group}/{version}")
+    }
 }
 
 /// The groups other than the legacy one, in order.
 pub(crate) fn groups() -> Vec<&'static str> {
-    let mut groups: Vec<&str> = KINDS.iter().map(|kind| kind.group).filter(|group| !group.is_empty()).collect();
+    let mut groups: Vec<&str> = KINDS
+        .iter()
+        .map(|kind| kind.group)
+        .filter(|group| !group.is_empty())
+        .collect();
     groups.dedup();
     groups
 }

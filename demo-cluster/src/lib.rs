@@ -38,6 +38,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use stream::{
     channel::{ChannelError, ChannelFrame, decode_channel},
+    headers::decode_headers as decode_spdy_headers,
     spdy::{Frame as SpdyFrame, FrameError as SpdyError, decode as decode_spdy},
 };
 
@@ -117,9 +118,15 @@ impl DemoCluster {
         let directory = tempfile::Builder::new()
             .prefix("demo-cluster-")
             .tempdir_in(dir)
-            .map_err(|source| Error::Directory { path: dir.to_owned(), source })?;
+            .map_err(|source| Error::Directory {
+                path: dir.to_owned(),
+                source,
+            })?;
         let pki = pki::Pki::new(address.ip())?;
-        let admin = pki.client("demo-admin", &["system:masters".to_owned(), "demo:admins".to_owned()])?;
+        let admin = pki.client(
+            "demo-admin",
+            &["system:masters".to_owned(), "demo:admins".to_owned()],
+        )?;
         let tls = pki.server_config()?;
         let tasks = TaskTracker::new();
         let stop = CancellationToken::new();
@@ -136,7 +143,13 @@ impl DemoCluster {
         tasks.spawn(controller::run(Arc::clone(&cluster)));
         tasks.spawn(runtime::run(Arc::clone(&cluster)));
         tasks.spawn(server::run(Arc::clone(&cluster), listener, tls));
-        Ok(Self { cluster, address, tasks, admin, directory })
+        Ok(Self {
+            cluster,
+            address,
+            tasks,
+            admin,
+            directory,
+        })
     }
 
     /// The kubeconfig of `demo-admin` (groups `system:masters`, `demo:admins`), all data embedded.

@@ -55,7 +55,11 @@ impl Log {
         Ok(Self {
             directory,
             segment_bytes: (bytes / SEGMENTS).max(CHUNK as u64),
-            inner: Mutex::new(Inner { segments: VecDeque::new(), next: 0, closed: false }),
+            inner: Mutex::new(Inner {
+                segments: VecDeque::new(),
+                next: 0,
+                closed: false,
+            }),
             grown: watch::Sender::new(()),
         })
     }
@@ -65,12 +69,22 @@ impl Log {
         let now = OffsetDateTime::now_utc().unix_timestamp_nanos();
         {
             let mut inner = self.lock();
-            if inner.segments.back().is_none_or(|last| last.length >= self.segment_bytes) {
+            if inner
+                .segments
+                .back()
+                .is_none_or(|last| last.length >= self.segment_bytes)
+            {
                 self.rotate(&mut inner)?;
             }
-            let Some(last) = inner.segments.back_mut() else { return Ok(()) };
+            let Some(last) = inner.segments.back_mut() else {
+                return Ok(());
+            };
             (&*last.file).write_all(bytes)?;
-            if last.times.last().is_none_or(|(_, time)| now - time >= RESOLUTION) {
+            if last
+                .times
+                .last()
+                .is_none_or(|(_, time)| now - time >= RESOLUTION)
+            {
                 if last.times.len() >= MAX_TIMES {
                     let mut keep = false;
                     last.times.retain(|_| {
@@ -95,9 +109,19 @@ impl Log {
     fn rotate(&self, inner: &mut Inner) -> io::Result<()> {
         let id = inner.next;
         let path = self.directory.join(format!("{id}.log"));
-        let file = OpenOptions::new().create(true).read(true).append(true).open(&path)?;
+        let file = OpenOptions::new()
+            .create(true)
+            .read(true)
+            .append(true)
+            .open(&path)?;
         inner.next += 1;
-        inner.segments.push_back(Segment { id, file: Arc::new(file), path, length: 0, times: Vec::new() });
+        inner.segments.push_back(Segment {
+            id,
+            file: Arc::new(file),
+            path,
+            length: 0,
+            times: Vec::new(),
+        });
         while inner.segments.len() as u64 > SEGMENTS {
             if let Some(old) = inner.segments.pop_front() {
                 // Readers that have it open read on; the space comes back when they are done.
@@ -141,7 +165,12 @@ pub(crate) struct Reader {
 }
 
 enum Step {
-    Data { file: Arc<File>, offset: u64, length: usize, times: Vec<(u64, i128)> },
+    Data {
+        file: Arc<File>,
+        offset: u64,
+        length: usize,
+        times: Vec<(u64, i128)>,
+    },
     Wait,
     End,
 }
@@ -151,7 +180,15 @@ impl Reader {
         let grown = log.grown.subscribe();
         let (segment, offset) = start(&log.lock(), &options)?;
         let left = options.limit.unwrap_or(u64::MAX);
-        Ok(Self { log, options, segment, offset, left, line_start: true, grown })
+        Ok(Self {
+            log,
+            options,
+            segment,
+            offset,
+            left,
+            line_start: true,
+            grown,
+        })
     }
 
     /// The next piece; `None` at the end.
@@ -165,7 +202,12 @@ impl Reader {
                         return None;
                     }
                 }
-                Step::Data { file, offset, length, times } => {
+                Step::Data {
+                    file,
+                    offset,
+                    length,
+                    times,
+                } => {
                     let mut buffer = vec![0; length];
                     if let Err(error) = file.read_exact_at(&mut buffer, offset) {
                         return Some(Err(error));
@@ -188,8 +230,16 @@ impl Reader {
     fn step(&mut self) -> Step {
         let inner = self.log.lock();
         // The segment may have been rotated away while nobody read: go on with the oldest there is.
-        let Some(at) = inner.segments.iter().position(|segment| segment.id >= self.segment) else {
-            return if inner.closed || !self.options.follow { Step::End } else { Step::Wait };
+        let Some(at) = inner
+            .segments
+            .iter()
+            .position(|segment| segment.id >= self.segment)
+        else {
+            return if inner.closed || !self.options.follow {
+                Step::End
+            } else {
+                Step::Wait
+            };
         };
         let mut segment = &inner.segments[at];
         if segment.id > self.segment {
@@ -207,8 +257,13 @@ impl Reader {
         }
         let length = (segment.length - self.offset).min(CHUNK as u64);
         let times = if self.options.timestamps {
-            let first = segment.times.partition_point(|(offset, _)| *offset <= self.offset).saturating_sub(1);
-            let last = segment.times.partition_point(|(offset, _)| *offset < self.offset + length);
+            let first = segment
+                .times
+                .partition_point(|(offset, _)| *offset <= self.offset)
+                .saturating_sub(1);
+            let last = segment
+                .times
+                .partition_point(|(offset, _)| *offset < self.offset + length);
             segment.times[first..last.max(first)].to_vec()
         } else {
             Vec::new()
@@ -227,7 +282,9 @@ impl Reader {
         while at < buffer.len() {
             if self.line_start {
                 let here = offset + at as u64;
-                let index = times.partition_point(|(offset, _)| *offset <= here).saturating_sub(1);
+                let index = times
+                    .partition_point(|(offset, _)| *offset <= here)
+                    .saturating_sub(1);
                 let time = times.get(index).map_or(0, |(_, time)| *time);
                 out.extend_from_slice(json::stamp_nanos(time).as_bytes());
                 out.push(b' ');
@@ -248,7 +305,9 @@ fn start(inner: &Inner, options: &Options) -> io::Result<(u64, u64)> {
     if let Some(since) = options.since {
         let since = since.unix_timestamp_nanos();
         let found = inner.segments.iter().find_map(|segment| {
-            let times = segment.times.get(segment.times.partition_point(|(_, time)| *time < since));
+            let times = segment
+                .times
+                .get(segment.times.partition_point(|(_, time)| *time < since));
             times.map(|(offset, _)| (segment.id, *offset))
         });
         begin = found.unwrap_or_else(|| end_of(inner));
@@ -260,7 +319,10 @@ fn start(inner: &Inner, options: &Options) -> io::Result<(u64, u64)> {
 }
 
 fn end_of(inner: &Inner) -> (u64, u64) {
-    inner.segments.back().map_or((inner.next, 0), |last| (last.id, last.length))
+    inner
+        .segments
+        .back()
+        .map_or((inner.next, 0), |last| (last.id, last.length))
 }
 
 /// Goes back from the end, line by line; a last line without its newline counts.
@@ -322,14 +384,27 @@ mod tests {
         let (_dir, log) = log(1 << 20);
         log.write(b"one\ntwo\nthr").unwrap();
         log.write(b"ee\n").unwrap();
-        let tail = |tail| Options { tail: Some(tail), ..Options::default() };
+        let tail = |tail| Options {
+            tail: Some(tail),
+            ..Options::default()
+        };
         assert_eq!(read(&log, tail(0)).await, "");
         assert_eq!(read(&log, tail(1)).await, "three\n");
         assert_eq!(read(&log, tail(2)).await, "two\nthree\n");
         assert_eq!(read(&log, tail(9)).await, "one\ntwo\nthree\n");
         log.write(b"part").unwrap();
         assert_eq!(read(&log, tail(2)).await, "three\npart");
-        assert_eq!(read(&log, Options { limit: Some(5), ..Options::default() }).await, "one\nt");
+        assert_eq!(
+            read(
+                &log,
+                Options {
+                    limit: Some(5),
+                    ..Options::default()
+                }
+            )
+            .await,
+            "one\nt"
+        );
     }
 
     #[tokio::test]
@@ -337,7 +412,14 @@ mod tests {
         let (_dir, log) = log(1 << 20);
         log.write(b"one\ntw").unwrap();
         log.write(b"o\n").unwrap();
-        let text = read(&log, Options { timestamps: true, ..Options::default() }).await;
+        let text = read(
+            &log,
+            Options {
+                timestamps: true,
+                ..Options::default()
+            },
+        )
+        .await;
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines.len(), 2);
         for (line, said) in lines.iter().zip(["one", "two"]) {
@@ -350,13 +432,19 @@ mod tests {
     #[tokio::test]
     async fn the_oldest_goes_first_and_the_size_is_bounded() {
         let (dir, log) = log(4 * CHUNK as u64);
-        let line = [b'x'; 1023].iter().chain(b"\n").copied().collect::<Vec<u8>>();
+        let line = [b'x'; 1023]
+            .iter()
+            .chain(b"\n")
+            .copied()
+            .collect::<Vec<u8>>();
         for _ in 0..2048 {
             log.write(&line).unwrap();
         }
         log.write(b"end\n").unwrap();
         let files = std::fs::read_dir(dir.path().join("log")).unwrap();
-        let size: u64 = files.map(|file| file.unwrap().metadata().unwrap().len()).sum();
+        let size: u64 = files
+            .map(|file| file.unwrap().metadata().unwrap().len())
+            .sum();
         assert!(size <= 5 * CHUNK as u64, "{size}");
         assert!(read(&log, Options::default()).await.ends_with("x\nend\n"));
     }
@@ -366,7 +454,16 @@ mod tests {
         let (_dir, log) = log(1 << 20);
         let reading = tokio::spawn({
             let log = Arc::clone(&log);
-            async move { read(&log, Options { follow: true, ..Options::default() }).await }
+            async move {
+                read(
+                    &log,
+                    Options {
+                        follow: true,
+                        ..Options::default()
+                    },
+                )
+                .await
+            }
         });
         log.write(b"a\n").unwrap();
         tokio::task::yield_now().await;

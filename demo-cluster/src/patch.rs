@@ -19,7 +19,12 @@ pub(crate) enum ListKind {
 /// The lists of the served kinds that are not atomic, by the name of their field.
 pub(crate) fn list_kind(field: &str, of_containers: bool) -> ListKind {
     match field {
-        "containers" | "initContainers" | "ephemeralContainers" | "env" | "volumes" | "imagePullSecrets"
+        "containers"
+        | "initContainers"
+        | "ephemeralContainers"
+        | "env"
+        | "volumes"
+        | "imagePullSecrets"
         | "secrets" => ListKind::Map(&["name"]),
         "volumeMounts" => ListKind::Map(&["mountPath"]),
         "volumeDevices" => ListKind::Map(&["devicePath"]),
@@ -36,5 +41,8 @@ pub(crate) fn list_kind(field: &str, of_containers: bool) -> ListKind {
 
 /// The same, told from the items themselves where the field's name is not enough.
 fn list_kind_of(field: &str, items: &[Value]) -> ListKind {
-    list_kind(field, items.iter().any(|item| item.get("containerPort").is_some()))
+    list_kind(
+        field,
+        items.iter().any(|item| item.get("containerPort").is_some()),
+    )
 }

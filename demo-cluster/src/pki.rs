@@ -5,8 +5,8 @@ use std::{net::IpAddr, sync::Arc};
 
 use base64::Engine as _;
 use rcgen::{
-    BasicConstraints, Certificate, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
+    BasicConstraints, Certificate, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
 };
 use rustls::{
     RootCertStore, ServerConfig,
@@ -41,7 +41,12 @@ impl Pki {
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let certificate = params.self_signed(&key).map_err(failed)?;
         let pem = certificate.pem();
-        Ok(Self { issuer: Issuer::new(params, key), certificate, pem, address })
+        Ok(Self {
+            issuer: Issuer::new(params, key),
+            certificate,
+            pem,
+            address,
+        })
     }
 
     pub(crate) fn ca_pem(&self) -> &str {
@@ -55,7 +60,10 @@ impl Pki {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         let certificate = params.signed_by(&key, &self.issuer).map_err(failed)?;
-        Ok(ClientPair { certificate_pem: certificate.pem(), key_pem: key.serialize_pem() })
+        Ok(ClientPair {
+            certificate_pem: certificate.pem(),
+            key_pem: key.serialize_pem(),
+        })
     }
 
     /// TLS 1.2 and 1.3, as the API server has it; the client certificate is asked for, not required.
@@ -63,7 +71,14 @@ impl Pki {
         let key = new_key()?;
         let mut params = params("kube-apiserver", &[]);
         let address = self.address.to_string();
-        for name in ["localhost", "kubernetes", "kubernetes.default.svc", "127.0.0.1", "::1", &address] {
+        for name in [
+            "localhost",
+            "kubernetes",
+            "kubernetes.default.svc",
+            "127.0.0.1",
+            "::1",
+            &address,
+        ] {
             let san = match name.parse::<IpAddr>() {
                 Ok(ip) => rcgen::SanType::IpAddress(ip),
                 Err(_) => rcgen::SanType::DnsName(name.try_into().map_err(failed)?),
@@ -99,8 +114,11 @@ pub(crate) fn user_of(certificate: &CertificateDer<'_>) -> Option<User> {
     let (_, certificate) = x509_parser::parse_x509_certificate(certificate.as_ref()).ok()?;
     let subject = certificate.subject();
     let name = subject.iter_common_name().next()?.as_str().ok()?.to_owned();
-    let groups: Vec<String> =
-        subject.iter_organization().filter_map(|value| value.as_str().ok()).map(str::to_owned).collect();
+    let groups: Vec<String> = subject
+        .iter_organization()
+        .filter_map(|value| value.as_str().ok())
+        .map(str::to_owned)
+        .collect();
     (!name.is_empty()).then(|| User::named(&name, &groups))
 }
 
@@ -125,7 +143,11 @@ fn params(common_name: &str, organisations: &[String]) -> CertificateParams {
     subject.push(DnType::CommonName, common_name);
     for (index, organisation) in organisations.iter().enumerate() {
         // rcgen keeps one value for each type; the same type by its number is another to it.
-        let kind = if index == 0 { DnType::OrganizationName } else { DnType::CustomDnType(vec![2, 5, 4, 10]) };
+        let kind = if index == 0 {
+            DnType::OrganizationName
+        } else {
+            DnType::CustomDnType(vec![2, 5, 4, 10])
+        };
         subject.push(kind, organisation.as_str());
     }
     params.distinguished_name = subject;

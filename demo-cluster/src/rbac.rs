@@ -39,7 +39,9 @@ impl Review {
             for binding in store.list(Kind::named("rolebindings"), None).1 {
                 if names(&binding, user) {
                     let namespace = text(&binding, "/metadata/namespace").to_owned();
-                    rules.extend(role(store, &binding, &namespace).map(|role| (Some(namespace), role)));
+                    rules.extend(
+                        role(store, &binding, &namespace).map(|role| (Some(namespace), role)),
+                    );
                 }
             }
         }
@@ -49,8 +51,12 @@ impl Review {
     pub(crate) fn allows(&self, wanted: &Attributes) -> bool {
         self.master
             || self.rules.iter().any(|(namespace, role)| {
-                namespace.as_ref().is_none_or(|namespace| wanted.path.is_none() && *namespace == wanted.namespace)
-                    && items(role, "/rules").iter().any(|rule| rule_allows(rule, wanted))
+                namespace
+                    .as_ref()
+                    .is_none_or(|namespace| wanted.path.is_none() && *namespace == wanted.namespace)
+                    && items(role, "/rules")
+                        .iter()
+                        .any(|rule| rule_allows(rule, wanted))
             })
     }
 
@@ -67,7 +73,12 @@ impl Review {
                 continue;
             }
             for rule in items(role, "/rules") {
-                if rule.get("nonResourceURLs").is_some() { &mut paths } else { &mut resources }.push(rule.clone());
+                if rule.get("nonResourceURLs").is_some() {
+                    &mut paths
+                } else {
+                    &mut resources
+                }
+                .push(rule.clone());
             }
         }
         json!({"resourceRules": resources, "nonResourceRules": paths, "incomplete": false})
@@ -77,15 +88,22 @@ impl Review {
 /// 403 in the API server's words.
 pub(crate) fn refusal(user: &User, wanted: &Attributes) -> Failure {
     if let Some(path) = &wanted.path {
-        return Failure::forbidden(format!("forbidden: User {:?} cannot {} path {path:?}", user.name, wanted.verb))
-            .details(json!({}));
+        return Failure::forbidden(format!(
+            "forbidden: User {:?} cannot {} path {path:?}",
+            user.name, wanted.verb
+        ))
+        .details(json!({}));
     }
     let qualified = if wanted.group.is_empty() {
         wanted.resource.clone()
     } else {
         format!("{}.{}", wanted.resource, wanted.group)
     };
-    let subject = if wanted.name.is_empty() { qualified } else { format!("{qualified} {:?}", wanted.name) };
+    let subject = if wanted.name.is_empty() {
+        qualified
+    } else {
+        format!("{qualified} {:?}", wanted.name)
+    };
     let resource = if wanted.subresource.is_empty() {
         wanted.resource.clone()
     } else {
@@ -110,7 +128,11 @@ fn names(binding: &Value, user: &User) -> bool {
             "User" => name == user.name,
             "Group" => user.groups.iter().any(|group| group == name),
             "ServiceAccount" => {
-                user.name == format!("system:serviceaccount:{}:{name}", text(subject, "/namespace"))
+                user.name
+                    == format!(
+                        "system:serviceaccount:{}:{name}",
+                        text(subject, "/namespace")
+                    )
             }
             _ => false,
         }
@@ -127,14 +149,20 @@ fn role(store: &Store, binding: &Value, namespace: &str) -> Option<Arc<Value>> {
 }
 
 fn rule_allows(rule: &Value, wanted: &Attributes) -> bool {
-    let has = |list: &str, value: &str| strings(rule, list).iter().any(|one| *one == "*" || *one == value);
+    let has = |list: &str, value: &str| {
+        strings(rule, list)
+            .iter()
+            .any(|one| *one == "*" || *one == value)
+    };
     if !has("/verbs", &wanted.verb) {
         return false;
     }
     if let Some(path) = &wanted.path {
-        return strings(rule, "/nonResourceURLs").iter().any(|pattern| match pattern.strip_suffix('*') {
-            Some(prefix) => path.starts_with(prefix),
-            None => pattern == path,
+        return strings(rule, "/nonResourceURLs").iter().any(|pattern| {
+            match pattern.strip_suffix('*') {
+                Some(prefix) => path.starts_with(prefix),
+                None => pattern == path,
+            }
         });
     }
     if !has("/apiGroups", &wanted.group) {
@@ -146,9 +174,9 @@ fn rule_allows(rule: &Value, wanted: &Attributes) -> bool {
         format!("{}/{}", wanted.resource, wanted.subresource)
     };
     let any_of = format!("*/{}", wanted.subresource);
-    let resource_fits = strings(rule, "/resources")
-        .iter()
-        .any(|one| *one == "*" || *one == resource || (!wanted.subresource.is_empty() && *one == any_of));
+    let resource_fits = strings(rule, "/resources").iter().any(|one| {
+        *one == "*" || *one == resource || (!wanted.subresource.is_empty() && *one == any_of)
+    });
     let only = strings(rule, "/resourceNames");
     resource_fits && (only.is_empty() || only.contains(&wanted.name.as_str()))
 }
@@ -162,7 +190,12 @@ mod tests {
         let subjects = json!([{"kind": "Group", "name": "devs"}]);
         let metadata = json!({"name": "r"});
         let role_ref = json!({"kind": "ClusterRole", "name": "r"});
-        store.create(Kind::named("clusterroles"), json!({"metadata": metadata, "rules": rules})).unwrap();
+        store
+            .create(
+                Kind::named("clusterroles"),
+                json!({"metadata": metadata, "rules": rules}),
+            )
+            .unwrap();
         let (kind, metadata) = match namespace {
             Some(namespace) => ("rolebindings", json!({"name": "r", "namespace": namespace})),
             None => ("clusterrolebindings", metadata),
@@ -177,7 +210,10 @@ mod tests {
     }
 
     fn on(verb: &str, resource: &str, sub: &str, namespace: &str, name: &str) -> Attributes {
-        Attributes { subresource: sub.to_owned(), ..Attributes::resource(verb, "", resource, namespace, name) }
+        Attributes {
+            subresource: sub.to_owned(),
+            ..Attributes::resource(verb, "", resource, namespace, name)
+        }
     }
 
     #[test]
@@ -191,16 +227,27 @@ mod tests {
         assert!(!may(&store, "devs", &on("get", "pods", "", "a", "two")));
         assert!(!may(&store, "devs", &on("list", "pods", "", "a", "")));
         assert!(!may(&store, "devs", &on("get", "pods", "", "b", "one")));
-        assert!(may(&store, "devs", &on("create", "pods", "exec", "a", "one")));
+        assert!(may(
+            &store,
+            "devs",
+            &on("create", "pods", "exec", "a", "one")
+        ));
         assert!(!may(&store, "devs", &on("create", "pods", "", "a", "")));
         assert!(!may(&store, "others", &on("get", "pods", "", "a", "one")));
-        assert!(may(&store, "system:masters", &on("delete", "nodes", "", "", "n")));
+        assert!(may(
+            &store,
+            "system:masters",
+            &on("delete", "nodes", "", "", "n")
+        ));
     }
 
     #[test]
     fn paths_need_a_cluster_wide_binding() {
         let rules = json!([{"verbs": ["get"], "nonResourceURLs": ["/version", "/healthz/*"]}]);
-        let path = |path: &str| Attributes { path: Some(path.to_owned()), ..on("get", "", "", "", "") };
+        let path = |path: &str| Attributes {
+            path: Some(path.to_owned()),
+            ..on("get", "", "", "", "")
+        };
         let everywhere = store(rules.clone(), None);
         assert!(may(&everywhere, "devs", &path("/version")));
         assert!(may(&everywhere, "devs", &path("/healthz/etcd")));

@@ -25,25 +25,32 @@ impl Query {
     }
 
     pub(crate) fn get(&self, key: &str) -> Option<&str> {
-        self.0.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
+        self.0
+            .iter()
+            .find(|(name, _)| name == key)
+            .map(|(_, value)| value.as_str())
     }
 
     pub(crate) fn all(&self, key: &str) -> Vec<&str> {
-        self.0.iter().filter(|(name, _)| name == key).map(|(_, value)| value.as_str()).collect()
+        self.0
+            .iter()
+            .filter(|(name, _)| name == key)
+            .map(|(_, value)| value.as_str())
+            .collect()
     }
 
     /// `true`, `1` and the bare name are true, as Kubernetes' query conversion has it.
     pub(crate) fn flag(&self, key: &str) -> bool {
-        self.get(key).is_some_and(|value| !matches!(value, "false" | "0"))
+        self.get(key)
+            .is_some_and(|value| !matches!(value, "false" | "0"))
     }
 
     pub(crate) fn number<T: std::str::FromStr>(&self, key: &str) -> Result<Option<T>, Failure> {
         match self.get(key) {
             None | Some("") => Ok(None),
-            Some(value) => value
-                .parse()
-                .map(Some)
-                .map_err(|_| Failure::bad_request(format!("invalid value {value:?} for the parameter {key:?}"))),
+            Some(value) => value.parse().map(Some).map_err(|_| {
+                Failure::bad_request(format!("invalid value {value:?} for the parameter {key:?}"))
+            }),
         }
     }
 }
@@ -72,7 +79,13 @@ pub(crate) struct Attributes {
 }
 
 impl Attributes {
-    pub(crate) fn resource(verb: &str, group: &str, resource: &str, namespace: &str, name: &str) -> Self {
+    pub(crate) fn resource(
+        verb: &str,
+        group: &str,
+        resource: &str,
+        namespace: &str,
+        name: &str,
+    ) -> Self {
         Self {
             verb: verb.to_owned(),
             group: group.to_owned(),
@@ -86,14 +99,20 @@ impl Attributes {
 
     /// The attributes of a request, whether or not what it names exists: authorisation comes first.
     pub(crate) fn of(method: &Method, path: &str, query: &Query) -> Self {
-        let parts: Vec<String> =
-            path.split('/').filter(|part| !part.is_empty()).map(|part| decode(part, false)).collect();
+        let parts: Vec<String> = path
+            .split('/')
+            .filter(|part| !part.is_empty())
+            .map(|part| decode(part, false))
+            .collect();
         let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
         let (group, rest) = match parts.as_slice() {
             ["api", _version, rest @ ..] if !rest.is_empty() => ("", rest),
             ["apis", group, _version, rest @ ..] if !rest.is_empty() => (*group, rest),
             _ => {
-                return Self { path: Some(path.to_owned()), ..Self::resource(path_verb(method), "", "", "", "") };
+                return Self {
+                    path: Some(path.to_owned()),
+                    ..Self::resource(path_verb(method), "", "", "", "")
+                };
             }
         };
         let (namespace, rest) = match rest {
@@ -119,19 +138,27 @@ impl Attributes {
             _ if name.is_empty() => "list",
             _ => "get",
         };
-        Self { subresource: subresource.to_owned(), ..Self::resource(verb, group, resource, namespace, name) }
+        Self {
+            subresource: subresource.to_owned(),
+            ..Self::resource(verb, group, resource, namespace, name)
+        }
     }
 }
 
 impl Target {
     /// The served resource that a path names; `None` for other paths.
     pub(crate) fn parse(path: &str) -> Result<Option<Self>, Failure> {
-        let parts: Vec<String> =
-            path.trim_start_matches('/').split('/').map(|part| decode(part, false)).collect();
+        let parts: Vec<String> = path
+            .trim_start_matches('/')
+            .split('/')
+            .map(|part| decode(part, false))
+            .collect();
         let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
         let (group, version, rest) = match parts.as_slice() {
             ["api", version, rest @ ..] if !rest.is_empty() && rest != [""] => ("", *version, rest),
-            ["apis", group, version, rest @ ..] if !rest.is_empty() && rest != [""] => (*group, *version, rest),
+            ["apis", group, version, rest @ ..] if !rest.is_empty() && rest != [""] => {
+                (*group, *version, rest)
+            }
             _ => return Ok(None),
         };
         let (namespace, rest) = match rest {
@@ -159,7 +186,12 @@ impl Target {
             "" => None,
             sub => Some(kind.subresource(sub).ok_or_else(Failure::no_such_path)?),
         };
-        Ok(Some(Self { kind, sub, namespace: namespace.to_owned(), name: name.to_owned() }))
+        Ok(Some(Self {
+            kind,
+            sub,
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        }))
     }
 
     pub(crate) fn subresource(&self) -> &'static str {
@@ -185,22 +217,30 @@ pub(crate) fn decode(text: &str, plus_is_space: bool) -> String {
     let mut out = Vec::with_capacity(bytes.len());
     let mut at = 0;
     while let Some(&byte) = bytes.get(at) {
-        let escaped = bytes.get(at + 1..at + 3).filter(|_| byte == b'%').and_then(|hex| {
-            let digit = |byte: u8| char::from(byte).to_digit(16);
-            u8::try_from(digit(hex[0])? * 16 + digit(hex[1])?).ok()
-        });
+        let escaped = bytes
+            .get(at + 1..at + 3)
+            .filter(|_| byte == b'%')
+            .and_then(|hex| {
+                let digit = |byte: u8| char::from(byte).to_digit(16);
+                u8::try_from(digit(hex[0])? * 16 + digit(hex[1])?).ok()
+            });
         match escaped {
             Some(value) => {
                 out.push(value);
                 at += 3;
             }
             None => {
-                out.push(if byte == b'+' && plus_is_space { b' ' } else { byte });
+                out.push(if byte == b'+' && plus_is_space {
+                    b' '
+                } else {
+                    byte
+                });
                 at += 1;
             }
         }
     }
-    String::from_utf8(out).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
+    String::from_utf8(out)
+        .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
 }
 
 #[cfg(test)]
@@ -215,22 +255,54 @@ mod tests {
     #[test]
     fn verbs_follow_method_name_and_watch() {
         let list = attributes(Method::GET, "/api/v1/namespaces/default/pods");
-        assert_eq!((list.verb.as_str(), list.resource.as_str(), list.namespace.as_str()), ("list", "pods", "default"));
-        assert_eq!(attributes(Method::GET, "/api/v1/pods?watch=1").verb, "watch");
-        assert_eq!(attributes(Method::DELETE, "/api/v1/namespaces/a/pods").verb, "deletecollection");
+        assert_eq!(
+            (
+                list.verb.as_str(),
+                list.resource.as_str(),
+                list.namespace.as_str()
+            ),
+            ("list", "pods", "default")
+        );
+        assert_eq!(
+            attributes(Method::GET, "/api/v1/pods?watch=1").verb,
+            "watch"
+        );
+        assert_eq!(
+            attributes(Method::DELETE, "/api/v1/namespaces/a/pods").verb,
+            "deletecollection"
+        );
         let exec = attributes(Method::POST, "/api/v1/namespaces/a/pods/p/exec?command=ls");
-        assert_eq!((exec.verb.as_str(), exec.subresource.as_str()), ("create", "exec"));
+        assert_eq!(
+            (exec.verb.as_str(), exec.subresource.as_str()),
+            ("create", "exec")
+        );
         let namespace = attributes(Method::GET, "/api/v1/namespaces/a");
-        assert_eq!((namespace.resource.as_str(), namespace.name.as_str()), ("namespaces", "a"));
-        assert_eq!(attributes(Method::GET, "/version").path.as_deref(), Some("/version"));
+        assert_eq!(
+            (namespace.resource.as_str(), namespace.name.as_str()),
+            ("namespaces", "a")
+        );
+        assert_eq!(
+            attributes(Method::GET, "/version").path.as_deref(),
+            Some("/version")
+        );
     }
 
     #[test]
     fn targets_are_what_is_served() {
-        let target = Target::parse("/apis/apps/v1/namespaces/x/deployments/web/scale").unwrap().unwrap();
-        assert_eq!((target.kind.kind, target.subresource()), ("Deployment", "scale"));
+        let target = Target::parse("/apis/apps/v1/namespaces/x/deployments/web/scale")
+            .unwrap()
+            .unwrap();
+        assert_eq!(
+            (target.kind.kind, target.subresource()),
+            ("Deployment", "scale")
+        );
         assert!(Target::parse("/api/v1").unwrap().is_none());
-        for path in ["/api/v1/widgets", "/api/v1/pods/p", "/api/v1/namespaces/a/pods/p/nope", "/api/v1/namespaces/a/nodes"] {
+        for path in [
+            "/api/v1/widgets",
+            "/api/v1/pods/p",
+            "/api/v1/namespaces/a/pods/p/nope",
+            "/api/v1/namespaces/a/nodes",
+        ] {
             assert_eq!(Target::parse(path).unwrap_err().code, 404, "{path}");
         }
     }
@@ -239,6 +311,9 @@ mod tests {
     fn broken_escapes_are_kept() {
         assert_eq!(decode("a%2Fb+c%", true), "a/b c%");
         assert_eq!(decode("%zz%2", false), "%zz%2");
-        assert_eq!(Query::parse("command=sh&command=-c").all("command"), ["sh", "-c"]);
+        assert_eq!(
+            Query::parse("command=sh&command=-c").all("command"),
+            ["sh", "-c"]
+        );
     }
 }

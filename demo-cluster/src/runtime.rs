@@ -54,7 +54,11 @@ pub(crate) struct Pod {
 
 impl Runtime {
     pub(crate) fn new(directory: PathBuf, log_bytes: u64) -> Self {
-        Self { directory, log_bytes, pods: Mutex::default() }
+        Self {
+            directory,
+            log_bytes,
+            pods: Mutex::default(),
+        }
     }
 
     /// Kills every process and waits until all have gone.
@@ -85,7 +89,11 @@ impl Runtime {
 }
 
 /// The container that a request names, or the only one.
-pub(crate) fn container(cluster: &Cluster, target: &Target, name: &str) -> Result<Arc<Container>, Failure> {
+pub(crate) fn container(
+    cluster: &Cluster,
+    target: &Target,
+    name: &str,
+) -> Result<Arc<Container>, Failure> {
     let (pod, running) = find(cluster, target)?;
     let named = items(&pod, "/spec/containers");
     let name = match (name, named) {
@@ -108,7 +116,12 @@ pub(crate) fn container(cluster: &Cluster, target: &Target, name: &str) -> Resul
         .iter()
         .find(|container| container.name == name)
         .cloned()
-        .ok_or_else(|| Failure::bad_request(format!("container {name} is not valid for pod {}", target.name)))
+        .ok_or_else(|| {
+            Failure::bad_request(format!(
+                "container {name} is not valid for pod {}",
+                target.name
+            ))
+        })
 }
 
 /// The pod that a request names, as an object and as it runs.
@@ -118,9 +131,15 @@ pub(crate) fn find(cluster: &Cluster, target: &Target) -> Result<(Arc<Value>, Ar
         .store
         .get(kind, &target.namespace, &target.name)
         .ok_or_else(|| Failure::not_found(kind, &target.name))?;
-    let running = cluster.runtime.pod(text(&pod, "/metadata/uid")).ok_or_else(|| {
-        Failure::bad_request(format!("pod {} does not have a host assigned or is not running yet", target.name))
-    })?;
+    let running = cluster
+        .runtime
+        .pod(text(&pod, "/metadata/uid"))
+        .ok_or_else(|| {
+            Failure::bad_request(format!(
+                "pod {} does not have a host assigned or is not running yet",
+                target.name
+            ))
+        })?;
     Ok((pod, running))
 }
 
@@ -140,7 +159,9 @@ fn reconcile(cluster: &Arc<Cluster>) {
     for object in &pods {
         let uid = text(object, "/metadata/uid");
         match cluster.runtime.pod(uid) {
-            None if object.pointer("/metadata/deletionTimestamp").is_none() => start(cluster, object),
+            None if object.pointer("/metadata/deletionTimestamp").is_none() => {
+                start(cluster, object)
+            }
             None => api::remove_now(
                 cluster,
                 Kind::named("pods"),
@@ -149,7 +170,11 @@ fn reconcile(cluster: &Arc<Cluster>) {
             ),
             Some(pod) if object.pointer("/metadata/deletionTimestamp").is_some() => {
                 let grace = number(object, "/metadata/deletionGracePeriodSeconds").unwrap_or(30);
-                end(cluster, &pod, Duration::from_secs(u64::try_from(grace).unwrap_or(0)));
+                end(
+                    cluster,
+                    &pod,
+                    Duration::from_secs(u64::try_from(grace).unwrap_or(0)),
+                );
             }
             Some(_) => {}
         }
@@ -157,7 +182,9 @@ fn reconcile(cluster: &Arc<Cluster>) {
     // Those that were taken away by force are killed without grace.
     let mut gone = Vec::new();
     cluster.runtime.lock().retain(|uid, pod| {
-        let there = pods.iter().any(|object| text(object, "/metadata/uid") == uid);
+        let there = pods
+            .iter()
+            .any(|object| text(object, "/metadata/uid") == uid);
         if !there {
             gone.push(Arc::clone(pod));
         }
@@ -176,7 +203,11 @@ fn start(cluster: &Arc<Cluster>, object: &Arc<Value>) {
     let uid = text(object, "/metadata/uid").to_owned();
     let directory = cluster.runtime.directory.join(&uid);
     let containers = items(object, "/spec/containers").iter().map(|spec| {
-        Arc::new(Container::new(spec.clone(), directory.join(text(spec, "/name")), cluster.runtime.log_bytes))
+        Arc::new(Container::new(
+            spec.clone(),
+            directory.join(text(spec, "/name")),
+            cluster.runtime.log_bytes,
+        ))
     });
     let pod = Arc::new(Pod {
         uid: uid.clone(),
@@ -190,7 +221,18 @@ fn start(cluster: &Arc<Cluster>, object: &Arc<Value>) {
         ended: CancellationToken::new(),
     });
     cluster.runtime.lock().insert(uid, Arc::clone(&pod));
-    report::event(cluster, &pod, "Normal", "Scheduled", &format!("Successfully assigned {}/{} to {}", pod.namespace, pod.name, crate::seed::NODE));
+    report::event(
+        cluster,
+        &pod,
+        "Normal",
+        "Scheduled",
+        &format!(
+            "Successfully assigned {}/{} to {}",
+            pod.namespace,
+            pod.name,
+            crate::seed::NODE
+        ),
+    );
     let cluster = Arc::clone(cluster);
     let object = Arc::clone(object);
     let tasks = cluster.tasks.clone();
@@ -218,14 +260,20 @@ fn end(cluster: &Arc<Cluster>, pod: &Arc<Pod>, grace: Duration) {
     let (cluster, pod) = (Arc::clone(cluster), Arc::clone(pod));
     let tasks = cluster.tasks.clone();
     tasks.spawn(async move {
-        if tokio::time::timeout(grace, pod.ended.cancelled()).await.is_err() {
+        if tokio::time::timeout(grace, pod.ended.cancelled())
+            .await
+            .is_err()
+        {
             pod.killed.cancel();
             pod.ended.cancelled().await;
         }
         let kind = Kind::named("pods");
         // Another pod of the same name is not ours to remove.
         let same = cluster.store.get(kind, &pod.namespace, &pod.name);
-        if same.is_some_and(|object| text(&object, "/metadata/uid") == pod.uid && items(&object, "/metadata/finalizers").is_empty()) {
+        if same.is_some_and(|object| {
+            text(&object, "/metadata/uid") == pod.uid
+                && items(&object, "/metadata/finalizers").is_empty()
+        }) {
             api::remove_now(&cluster, kind, &pod.namespace, &pod.name);
         }
     });

@@ -28,29 +28,46 @@ pub(crate) fn serve(path: &str, accept: &str) -> Result<Response<Body>, Failure>
     let parts: Vec<&str> = path.trim_start_matches("/openapi/").split('/').collect();
     match parts.as_slice() {
         ["v2"] if accept.contains("proto-openapi.spec.v2") => {
-            let made = PROTOBUF.read().unwrap_or_else(PoisonError::into_inner).clone();
+            let made = PROTOBUF
+                .read()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone();
             let bytes = made.unwrap_or_else(|| {
                 let bytes = Bytes::from(protobuf::document(&version_2()));
                 *PROTOBUF.write().unwrap_or_else(PoisonError::into_inner) = Some(bytes.clone());
                 bytes
             });
-            Ok(bytes_response(200, "application/com.github.proto-openapi.spec.v2.v1.0+protobuf", bytes))
+            Ok(bytes_response(
+                200,
+                "application/com.github.proto-openapi.spec.v2.v1.0+protobuf",
+                bytes,
+            ))
         }
         ["v2"] => Ok(answer(200, &version_2())),
-        _ if accept.contains("protobuf") => {
-            Err(Failure::new(406, "NotAcceptable", "only the following media types are accepted: application/json"))
-        }
+        _ if accept.contains("protobuf") => Err(Failure::new(
+            406,
+            "NotAcceptable",
+            "only the following media types are accepted: application/json",
+        )),
         ["v3"] => {
             let mut paths = Map::new();
-            paths.insert("api/v1".to_owned(), json!({"serverRelativeURL": "/openapi/v3/api/v1"}));
+            paths.insert(
+                "api/v1".to_owned(),
+                json!({"serverRelativeURL": "/openapi/v3/api/v1"}),
+            );
             for group in groups() {
                 let path = format!("apis/{group}/v1");
-                paths.insert(path.clone(), json!({"serverRelativeURL": format!("/openapi/v3/{path}")}));
+                paths.insert(
+                    path.clone(),
+                    json!({"serverRelativeURL": format!("/openapi/v3/{path}")}),
+                );
             }
             Ok(answer(200, &json!({"paths": paths})))
         }
         ["v3", "api", "v1"] => Ok(answer(200, &version_3(""))),
-        ["v3", "apis", group, "v1"] if groups().contains(group) => Ok(answer(200, &version_3(group))),
+        ["v3", "apis", group, "v1"] if groups().contains(group) => {
+            Ok(answer(200, &version_3(group)))
+        }
         _ => Err(Failure::no_such_path()),
     }
 }
@@ -108,7 +125,9 @@ fn references(schema: &Value, tell: &mut dyn FnMut(&str)) {
         Value::Object(map) => {
             for (key, value) in map {
                 match (key.as_str(), value) {
-                    ("$ref", Value::String(reference)) => tell(reference.trim_start_matches(PREFIX)),
+                    ("$ref", Value::String(reference)) => {
+                        tell(reference.trim_start_matches(PREFIX))
+                    }
                     (_, value) => references(value, tell),
                 }
             }
@@ -140,7 +159,11 @@ fn redirect(schema: &mut Value) {
 }
 
 fn add_paths(paths: &mut Map<String, Value>, kind: &Kind) {
-    let base = if kind.group.is_empty() { "/api/v1".to_owned() } else { format!("/apis/{}", group_version(kind.group, kind.version)) };
+    let base = if kind.group.is_empty() {
+        "/api/v1".to_owned()
+    } else {
+        format!("/apis/{}", group_version(kind.group, kind.version))
+    };
     let collection = if kind.namespaced {
         format!("{base}/namespaces/{{namespace}}/{}", kind.plural)
     } else {
@@ -180,7 +203,10 @@ fn definitions() -> Map<String, Value> {
     for (name, definition) in &mut definitions {
         normalise(definition);
         let container = name.ends_with("Container");
-        if let Some(properties) = definition.get_mut("properties").and_then(Value::as_object_mut) {
+        if let Some(properties) = definition
+            .get_mut("properties")
+            .and_then(Value::as_object_mut)
+        {
             for (field, schema) in properties {
                 if schema.get("type").and_then(Value::as_str) == Some("array") {
                     list_extensions(schema, list_kind(field, container));
@@ -242,10 +268,16 @@ mod tests {
     #[test]
     fn every_kind_has_a_definition_and_every_reference_leads_somewhere() {
         for kind in KINDS {
-            assert!(DEFINITIONS.contains_key(&definition_of(kind)), "{}", definition_of(kind));
+            assert!(
+                DEFINITIONS.contains_key(&definition_of(kind)),
+                "{}",
+                definition_of(kind)
+            );
         }
         for definition in DEFINITIONS.values() {
-            references(definition, &mut |name| assert!(DEFINITIONS.contains_key(name), "{name}"));
+            references(definition, &mut |name| {
+                assert!(DEFINITIONS.contains_key(name), "{name}")
+            });
         }
     }
 
@@ -254,7 +286,11 @@ mod tests {
         let containers = &DEFINITIONS["io.k8s.api.core.v1.PodSpec"]["properties"]["containers"];
         assert_eq!(containers["x-kubernetes-patch-merge-key"], "name");
         let core = version_3("");
-        let pod = &core["components"]["schemas"]["io.k8s.api.core.v1.Pod"]["properties"]["metadata"];
-        assert_eq!(pod["allOf"][0]["$ref"], "#/components/schemas/io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta");
+        let pod =
+            &core["components"]["schemas"]["io.k8s.api.core.v1.Pod"]["properties"]["metadata"];
+        assert_eq!(
+            pod["allOf"][0]["$ref"],
+            "#/components/schemas/io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"
+        );
     }
 }

@@ -18,15 +18,29 @@ pub(crate) fn seed(cluster: &Cluster, address: SocketAddr) {
     }
     node(cluster);
     roles(cluster);
-    let port = json!([{"name": "https", "port": 443, "protocol": "TCP", "targetPort": address.port()}]);
-    put(cluster, "services", "default", "kubernetes", json!({"spec": {"clusterIP": "10.96.0.1", "ports": port}}));
+    let port =
+        json!([{"name": "https", "port": 443, "protocol": "TCP", "targetPort": address.port()}]);
+    put(
+        cluster,
+        "services",
+        "default",
+        "kubernetes",
+        json!({"spec": {"clusterIP": "10.96.0.1", "ports": port}}),
+    );
     let greeting = json!({"data": {"greeting": "hello from the demo cluster", "colour": "orange"}});
     put(cluster, "configmaps", "default", "hello", greeting);
     if cluster.options.hello {
         let script = "echo \"hello from $POD_NAME\"; n=0; while true; do sleep 5; n=$((n+1)); echo \"still here ($n)\"; done";
-        let container = json!({"name": "hello", "image": "busybox", "command": ["sh", "-c", script]});
+        let container =
+            json!({"name": "hello", "image": "busybox", "command": ["sh", "-c", script]});
         let spec = json!({"containers": [container], "terminationGracePeriodSeconds": 1});
-        put(cluster, "pods", "default", "hello", json!({"metadata": {"labels": {"app": "hello"}}, "spec": spec}));
+        put(
+            cluster,
+            "pods",
+            "default",
+            "hello",
+            json!({"metadata": {"labels": {"app": "hello"}}, "spec": spec}),
+        );
     }
 }
 
@@ -44,8 +58,15 @@ fn node(cluster: &Cluster) {
             "systemUUID": "", "bootID": "",
         },
     });
-    let labels = json!({"kubernetes.io/hostname": NODE, "node-role.kubernetes.io/control-plane": ""});
-    put(cluster, "nodes", "", NODE, json!({"metadata": {"labels": labels}, "spec": {}, "status": status}));
+    let labels =
+        json!({"kubernetes.io/hostname": NODE, "node-role.kubernetes.io/control-plane": ""});
+    put(
+        cluster,
+        "nodes",
+        "",
+        NODE,
+        json!({"metadata": {"labels": labels}, "spec": {}, "status": status}),
+    );
 }
 
 fn roles(cluster: &Cluster) {
@@ -54,9 +75,23 @@ fn roles(cluster: &Cluster) {
         {"verbs": ["*"], "nonResourceURLs": ["*"]},
     ]);
     role(cluster, "cluster-admin", all, &["system:masters"]);
-    bind(cluster, "throwline:demo", "cluster-admin", &["throwline:demo"]);
+    bind(
+        cluster,
+        "throwline:demo",
+        "cluster-admin",
+        &["throwline:demo"],
+    );
     let read = ["get", "list", "watch"];
-    let plain = ["configmaps", "events", "pods", "pods/log", "pods/status", "serviceaccounts", "services", "namespaces"];
+    let plain = [
+        "configmaps",
+        "events",
+        "pods",
+        "pods/log",
+        "pods/status",
+        "serviceaccounts",
+        "services",
+        "namespaces",
+    ];
     let view = json!([
         {"verbs": read, "apiGroups": [""], "resources": plain},
         {"verbs": read, "apiGroups": ["apps"], "resources": ["deployments", "deployments/scale", "replicasets", "replicasets/scale"]},
@@ -70,16 +105,43 @@ fn roles(cluster: &Cluster) {
         {"verbs": ["*"], "apiGroups": ["coordination.k8s.io"], "resources": ["leases"]},
     ]);
     role(cluster, "edit", edit, &[]);
-    let discovery = ["/api", "/api/*", "/apis", "/apis/*", "/healthz", "/livez", "/openapi", "/openapi/*", "/readyz", "/version", "/version/"];
+    let discovery = [
+        "/api",
+        "/api/*",
+        "/apis",
+        "/apis/*",
+        "/healthz",
+        "/livez",
+        "/openapi",
+        "/openapi/*",
+        "/readyz",
+        "/version",
+        "/version/",
+    ];
     let discovery = json!([{"verbs": ["get"], "nonResourceURLs": discovery}]);
-    role(cluster, "system:discovery", discovery, &["system:authenticated"]);
+    role(
+        cluster,
+        "system:discovery",
+        discovery,
+        &["system:authenticated"],
+    );
     let basic = json!([
         {"verbs": ["create"], "apiGroups": ["authorization.k8s.io"], "resources": ["selfsubjectaccessreviews", "selfsubjectrulesreviews"]},
         {"verbs": ["create"], "apiGroups": ["authentication.k8s.io"], "resources": ["selfsubjectreviews"]},
     ]);
-    role(cluster, "system:basic-user", basic, &["system:authenticated"]);
+    role(
+        cluster,
+        "system:basic-user",
+        basic,
+        &["system:authenticated"],
+    );
     let public = json!([{"verbs": ["get"], "nonResourceURLs": ["/healthz", "/livez", "/readyz", "/version", "/version/"]}]);
-    role(cluster, "system:public-info-viewer", public, &["system:authenticated", "system:unauthenticated"]);
+    role(
+        cluster,
+        "system:public-info-viewer",
+        public,
+        &["system:authenticated", "system:unauthenticated"],
+    );
 }
 
 fn role(cluster: &Cluster, name: &str, rules: Value, groups: &[&str]) {
@@ -91,9 +153,18 @@ fn role(cluster: &Cluster, name: &str, rules: Value, groups: &[&str]) {
 
 fn bind(cluster: &Cluster, name: &str, role: &str, groups: &[&str]) {
     let api = "rbac.authorization.k8s.io";
-    let subjects: Vec<Value> = groups.iter().map(|group| json!({"apiGroup": api, "kind": "Group", "name": group})).collect();
+    let subjects: Vec<Value> = groups
+        .iter()
+        .map(|group| json!({"apiGroup": api, "kind": "Group", "name": group}))
+        .collect();
     let role_ref = json!({"apiGroup": api, "kind": "ClusterRole", "name": role});
-    put(cluster, "clusterrolebindings", "", name, json!({"subjects": subjects, "roleRef": role_ref}));
+    put(
+        cluster,
+        "clusterrolebindings",
+        "",
+        name,
+        json!({"subjects": subjects, "roleRef": role_ref}),
+    );
 }
 
 /// Keeps an object that this program itself makes, unless it exists.

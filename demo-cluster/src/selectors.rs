@@ -45,8 +45,14 @@ impl Selectors {
     pub(crate) fn match_object(&self, object: &Value) -> bool {
         let labels = object.pointer("/metadata/labels").unwrap_or(&Value::Null);
         (self.name.is_empty() || text(object, "/metadata/name") == self.name)
-            && self.labels.iter().all(|one| one.fits(labels.get(&one.key).and_then(Value::as_str)))
-            && self.fields.iter().all(|(path, equal, value)| (field(object, path) == *value) == *equal)
+            && self
+                .labels
+                .iter()
+                .all(|one| one.fits(labels.get(&one.key).and_then(Value::as_str)))
+            && self
+                .fields
+                .iter()
+                .all(|(path, equal, value)| (field(object, path) == *value) == *equal)
     }
 }
 
@@ -56,8 +62,12 @@ impl Requirement {
         match &self.test {
             Test::Exists => label.is_some(),
             Test::Absent => label.is_none(),
-            Test::In(values) => label.is_some_and(|label| values.iter().any(|value| value == label)),
-            Test::NotIn(values) => label.is_none_or(|label| values.iter().all(|value| value != label)),
+            Test::In(values) => {
+                label.is_some_and(|label| values.iter().any(|value| value == label))
+            }
+            Test::NotIn(values) => {
+                label.is_none_or(|label| values.iter().all(|value| value != label))
+            }
             Test::Greater(than) => number().is_some_and(|number| number > *than),
             Test::Less(than) => number().is_some_and(|number| number < *than),
         }
@@ -75,15 +85,29 @@ fn labels(selector: &str) -> Result<Vec<Requirement>, Failure> {
         }
         letter == ',' && depth == 0
     });
-    parts.map(str::trim).filter(|part| !part.is_empty()).map(requirement).collect()
+    parts
+        .map(str::trim)
+        .filter(|part| !part.is_empty())
+        .map(requirement)
+        .collect()
 }
 
 fn requirement(part: &str) -> Result<Requirement, Failure> {
     let bad = || Failure::bad_request(format!("unable to parse requirement: {part:?}"));
     let make = |key: &str, test| {
         let key = key.trim();
-        let fine = !key.is_empty() && key.chars().all(|one| one.is_ascii_alphanumeric() || "-_./".contains(one));
-        if fine { Ok(Requirement { key: key.to_owned(), test }) } else { Err(bad()) }
+        let fine = !key.is_empty()
+            && key
+                .chars()
+                .all(|one| one.is_ascii_alphanumeric() || "-_./".contains(one));
+        if fine {
+            Ok(Requirement {
+                key: key.to_owned(),
+                test,
+            })
+        } else {
+            Err(bad())
+        }
     };
     let one = |value: &str| vec![value.trim().to_owned()];
     if let Some((key, value)) = part.split_once("!=") {
@@ -103,7 +127,10 @@ fn requirement(part: &str) -> Result<Requirement, Failure> {
     }
     if let Some((head, values)) = part.split_once('(') {
         let values = values.trim().strip_suffix(')').ok_or_else(bad)?;
-        let values: Vec<String> = values.split(',').map(|value| value.trim().to_owned()).collect();
+        let values: Vec<String> = values
+            .split(',')
+            .map(|value| value.trim().to_owned())
+            .collect();
         let mut words = head.split_whitespace();
         return match (words.next(), words.next(), words.next()) {
             (Some(key), Some("in"), None) => make(key, Test::In(values)),
@@ -115,18 +142,27 @@ fn requirement(part: &str) -> Result<Requirement, Failure> {
 }
 
 fn fields(kind: &Kind, selector: &str) -> Result<Vec<(String, bool, String)>, Failure> {
-    let parts = selector.split(',').map(str::trim).filter(|part| !part.is_empty());
+    let parts = selector
+        .split(',')
+        .map(str::trim)
+        .filter(|part| !part.is_empty());
     parts
         .map(|part| {
             let (key, equal, value) = if let Some((key, value)) = part.split_once("!=") {
                 (key, false, value)
-            } else if let Some((key, value)) = part.split_once("==").or_else(|| part.split_once('=')) {
+            } else if let Some((key, value)) =
+                part.split_once("==").or_else(|| part.split_once('='))
+            {
                 (key, true, value)
             } else {
-                return Err(Failure::bad_request(format!("invalid field selector: {part:?}")));
+                return Err(Failure::bad_request(format!(
+                    "invalid field selector: {part:?}"
+                )));
             };
             if !supported(kind, key) {
-                return Err(Failure::bad_request(format!("field label not supported: {key}")));
+                return Err(Failure::bad_request(format!(
+                    "field label not supported: {key}"
+                )));
             }
             Ok((key.to_owned(), equal, value.to_owned()))
         })
@@ -169,7 +205,11 @@ fn supported(kind: &Kind, key: &str) -> bool {
 }
 
 fn field(object: &Value, path: &str) -> String {
-    let path = if path == "source" { "source.component" } else { path };
+    let path = if path == "source" {
+        "source.component"
+    } else {
+        path
+    };
     match object.pointer(&format!("/{}", path.replace('.', "/"))) {
         Some(Value::String(text)) => text.clone(),
         Some(Value::Null) | None => String::new(),
@@ -193,10 +233,27 @@ mod tests {
     #[test]
     fn label_selectors_in_each_form() {
         let labels = json!({"app": "web", "tier": "front", "n": "7"});
-        for selector in ["app=web", "app==web", "app!=db", "app in (db, web),tier", "!gone", "gone notin (x)", "n>6", "n<8"] {
+        for selector in [
+            "app=web",
+            "app==web",
+            "app!=db",
+            "app in (db, web),tier",
+            "!gone",
+            "gone notin (x)",
+            "n>6",
+            "n<8",
+        ] {
             assert!(fits(selector, &labels), "{selector}");
         }
-        for selector in ["app=db", "app notin (web)", "!app", "gone", "app=web,tier=back", "n>7", "app>1"] {
+        for selector in [
+            "app=db",
+            "app notin (web)",
+            "!app",
+            "gone",
+            "app=web,tier=back",
+            "n>7",
+            "app>1",
+        ] {
             assert!(!fits(selector, &labels), "{selector}");
         }
     }
@@ -206,8 +263,18 @@ mod tests {
         for selector in ["a in (x", "a b", "=x", "n>x", "a within (x)"] {
             assert_eq!(labels(selector).unwrap_err().code, 400, "{selector}");
         }
-        assert_eq!(fields(Kind::named("pods"), "spec.colour=red").unwrap_err().code, 400);
-        assert_eq!(fields(Kind::named("pods"), "status.phase").unwrap_err().code, 400);
+        assert_eq!(
+            fields(Kind::named("pods"), "spec.colour=red")
+                .unwrap_err()
+                .code,
+            400
+        );
+        assert_eq!(
+            fields(Kind::named("pods"), "status.phase")
+                .unwrap_err()
+                .code,
+            400
+        );
     }
 
     #[test]
@@ -215,6 +282,9 @@ mod tests {
         let query = Query::parse("fieldSelector=status.phase!%3DRunning,metadata.name%3Da");
         let selectors = Selectors::parse(Kind::named("pods"), &query).unwrap();
         assert!(selectors.match_object(&json!({"metadata": {"name": "a"}})));
-        assert!(!selectors.match_object(&json!({"metadata": {"name": "a"}, "status": {"phase": "Running"}})));
+        assert!(
+            !selectors
+                .match_object(&json!({"metadata": {"name": "a"}, "status": {"phase": "Running"}}))
+        );
     }
 }

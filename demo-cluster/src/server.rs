@@ -50,10 +50,16 @@ async fn serve(cluster: Arc<Cluster>, acceptor: TlsAcceptor, stream: TcpStream) 
         Err(_) => return tracing::debug!("tls handshake took too long"),
     };
     let certificates = tls.get_ref().1.peer_certificates();
-    let user = certificates.and_then(|chain| chain.first()).and_then(pki::user_of).map(Arc::new);
+    let user = certificates
+        .and_then(|chain| chain.first())
+        .and_then(pki::user_of)
+        .map(Arc::new);
 
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HANDSHAKE);
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HANDSHAKE);
     // Windows and streams as the real API server announces them, with room for large uploads.
     builder
         .http2()
@@ -63,7 +69,10 @@ async fn serve(cluster: Arc<Cluster>, acceptor: TlsAcceptor, stream: TcpStream) 
         .initial_connection_window_size(1 << 20)
         .max_send_buf_size(256 << 10);
     let service = service_fn(move |request| respond(Arc::clone(&cluster), user.clone(), request));
-    if let Err(error) = builder.serve_connection_with_upgrades(TokioIo::new(tls), service).await {
+    if let Err(error) = builder
+        .serve_connection_with_upgrades(TokioIo::new(tls), service)
+        .await
+    {
         tracing::debug!(error, "connection ended");
     }
 }

@@ -71,7 +71,11 @@ impl Store {
 
     pub(crate) fn get(&self, kind: &Kind, namespace: &str, name: &str) -> Option<Arc<Value>> {
         let inner = self.lock();
-        inner.objects.get(kind.plural)?.get(&(namespace.to_owned(), name.to_owned())).cloned()
+        inner
+            .objects
+            .get(kind.plural)?
+            .get(&(namespace.to_owned(), name.to_owned()))
+            .cloned()
     }
 
     /// The objects of a kind, of one namespace or of all, and the revision at which they were so.
@@ -79,7 +83,10 @@ impl Store {
         let inner = self.lock();
         let objects = inner.objects.get(kind.plural).into_iter().flatten();
         let objects = objects.filter(|((of, _), _)| namespace.is_none_or(|wanted| wanted == of));
-        (inner.revision, objects.map(|(_, object)| Arc::clone(object)).collect())
+        (
+            inner.revision,
+            objects.map(|(_, object)| Arc::clone(object)).collect(),
+        )
     }
 
     /// The same as it was at an earlier revision, by undoing what has changed since.
@@ -99,7 +106,12 @@ impl Store {
             ));
         }
         let mut objects = inner.objects.get(kind.plural).cloned().unwrap_or_default();
-        for change in inner.changes.iter().rev().take_while(|change| change.revision > revision) {
+        for change in inner
+            .changes
+            .iter()
+            .rev()
+            .take_while(|change| change.revision > revision)
+        {
             if change.kind.plural == kind.plural {
                 match &change.old {
                     Some(old) => objects.insert(change.key.clone(), Arc::clone(old)),
@@ -115,10 +127,18 @@ impl Store {
     }
 
     /// Keeps a new object, with uid, creation time and resource version set.
-    pub(crate) fn create(&self, kind: &'static Kind, mut object: Value) -> Result<Arc<Value>, Failure> {
+    pub(crate) fn create(
+        &self,
+        kind: &'static Kind,
+        mut object: Value,
+    ) -> Result<Arc<Value>, Failure> {
         let mut inner = self.lock();
         let key = key_of(&object);
-        if inner.objects.get(kind.plural).is_some_and(|objects| objects.contains_key(&key)) {
+        if inner
+            .objects
+            .get(kind.plural)
+            .is_some_and(|objects| objects.contains_key(&key))
+        {
             return Err(Failure::exists(kind, &key.1));
         }
         let metadata = json::object(&mut object, "metadata");
@@ -160,7 +180,11 @@ impl Store {
     }
 
     /// What has happened to a kind after `revision`; 410 when that is no longer known.
-    pub(crate) fn changes(&self, kind: &Kind, revision: u64) -> Result<(u64, Vec<Arc<Change>>), Failure> {
+    pub(crate) fn changes(
+        &self,
+        kind: &Kind,
+        revision: u64,
+    ) -> Result<(u64, Vec<Arc<Change>>), Failure> {
         let inner = self.lock();
         if revision < inner.forgotten {
             return Err(Failure::new(
@@ -169,21 +193,48 @@ impl Store {
                 format!("too old resource version: {revision} ({})", inner.forgotten),
             ));
         }
-        let first = inner.changes.partition_point(|change| change.revision <= revision);
-        let changes =
-            inner.changes.range(first..).filter(|change| change.kind.plural == kind.plural).map(Arc::clone).collect();
+        let first = inner
+            .changes
+            .partition_point(|change| change.revision <= revision);
+        let changes = inner
+            .changes
+            .range(first..)
+            .filter(|change| change.kind.plural == kind.plural)
+            .map(Arc::clone)
+            .collect();
         Ok((inner.revision, changes))
     }
 
-    fn commit(&self, inner: &mut Inner, kind: &'static Kind, key: Key, mut object: Value, delete: bool) -> Arc<Value> {
+    fn commit(
+        &self,
+        inner: &mut Inner,
+        kind: &'static Kind,
+        key: Key,
+        mut object: Value,
+        delete: bool,
+    ) -> Arc<Value> {
         inner.revision += 1;
         let revision = inner.revision;
-        json::set(&mut object, &["metadata", "resourceVersion"], json!(revision.to_string()));
+        json::set(
+            &mut object,
+            &["metadata", "resourceVersion"],
+            json!(revision.to_string()),
+        );
         let object = Arc::new(object);
         let objects = inner.objects.entry(kind.plural).or_default();
-        let old =
-            if delete { objects.remove(&key) } else { objects.insert(key.clone(), Arc::clone(&object)) };
-        let change = Change { revision, kind, key, old, last: Arc::clone(&object), deleted: delete };
+        let old = if delete {
+            objects.remove(&key)
+        } else {
+            objects.insert(key.clone(), Arc::clone(&object))
+        };
+        let change = Change {
+            revision,
+            kind,
+            key,
+            old,
+            last: Arc::clone(&object),
+            deleted: delete,
+        };
         inner.changes.push_back(Arc::new(change));
         while inner.changes.len() > self.history {
             if let Some(change) = inner.changes.pop_front() {
@@ -201,7 +252,10 @@ impl Store {
 }
 
 fn key_of(object: &Value) -> Key {
-    (text(object, "/metadata/namespace").to_owned(), text(object, "/metadata/name").to_owned())
+    (
+        text(object, "/metadata/namespace").to_owned(),
+        text(object, "/metadata/name").to_owned(),
+    )
 }
 
 #[cfg(test)]
@@ -219,9 +273,16 @@ mod tests {
         store.create(kind, map("a")).unwrap();
         let (then, _) = store.list(kind, None);
         store.create(kind, map("b")).unwrap();
-        store.update(kind, "default", "a", |old| Ok(Decision::Remove(old.clone()))).unwrap();
+        store
+            .update(kind, "default", "a", |old| {
+                Ok(Decision::Remove(old.clone()))
+            })
+            .unwrap();
         let names = |objects: Vec<Arc<Value>>| {
-            objects.iter().map(|object| text(object, "/metadata/name").to_owned()).collect::<Vec<_>>()
+            objects
+                .iter()
+                .map(|object| text(object, "/metadata/name").to_owned())
+                .collect::<Vec<_>>()
         };
         assert_eq!(names(store.list(kind, None).1), ["b"]);
         assert_eq!(names(store.list_at(kind, None, then).unwrap()), ["a"]);
@@ -244,7 +305,9 @@ mod tests {
         let store = Store::new(2);
         let kind = Kind::named("configmaps");
         let made = store.create(kind, map("a")).unwrap();
-        let same = store.update(kind, "default", "a", |old| Ok(Decision::Put(old.clone()))).unwrap();
+        let same = store
+            .update(kind, "default", "a", |old| Ok(Decision::Put(old.clone())))
+            .unwrap();
         assert_eq!(made, same);
         assert_eq!(store.create(kind, map("a")).unwrap_err().code, 409);
     }

@@ -4,7 +4,7 @@ pub(crate) mod channel;
 mod connection;
 mod exec;
 mod forward;
-mod headers;
+pub(crate) mod headers;
 mod remote;
 pub(crate) mod spdy;
 mod transport;
@@ -43,10 +43,15 @@ pub(crate) async fn serve(
     let supported: &[&str] = match (forward, upgrade) {
         (true, Upgrade::Spdy) => &["portforward.k8s.io"],
         (true, Upgrade::WebSocket) => &["SPDY/3.1+portforward.k8s.io", "v4.channel.k8s.io"],
-        (false, Upgrade::Spdy) => {
-            &["v4.channel.k8s.io", "v3.channel.k8s.io", "v2.channel.k8s.io", "channel.k8s.io"]
+        (false, Upgrade::Spdy) => &[
+            "v4.channel.k8s.io",
+            "v3.channel.k8s.io",
+            "v2.channel.k8s.io",
+            "channel.k8s.io",
+        ],
+        (false, Upgrade::WebSocket) => {
+            &["v5.channel.k8s.io", "v4.channel.k8s.io", "channel.k8s.io"]
         }
-        (false, Upgrade::WebSocket) => &["v5.channel.k8s.io", "v4.channel.k8s.io", "channel.k8s.io"],
     };
     let offered = match upgrade {
         Upgrade::Spdy => list(request.headers(), &STREAM_PROTOCOL),
@@ -56,7 +61,11 @@ pub(crate) async fn serve(
         return Ok(no_protocol(upgrade, &offered, supported));
     };
     // Everything that can be refused is refused before the protocol changes.
-    let job = if forward { Job::Forward(forward::prepare(cluster, call)?) } else { Job::Command(exec::prepare(cluster, call)?) };
+    let job = if forward {
+        Job::Forward(forward::prepare(cluster, call)?)
+    } else {
+        Job::Command(exec::prepare(cluster, call)?)
+    };
 
     let mut response = Response::new(full(bytes::Bytes::new()));
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
@@ -73,7 +82,8 @@ pub(crate) async fn serve(
             let key = request.headers().get(header::SEC_WEBSOCKET_KEY);
             let key = key.ok_or_else(|| Failure::bad_request("Sec-WebSocket-Key is missing"))?;
             let accept = HeaderValue::from_str(&derive_accept_key(key.as_bytes()));
-            let accept = accept.map_err(|_| Failure::bad_request("Sec-WebSocket-Key is not valid"))?;
+            let accept =
+                accept.map_err(|_| Failure::bad_request("Sec-WebSocket-Key is not valid"))?;
             headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
             if !offered.is_empty() {
                 headers.insert(header::SEC_WEBSOCKET_PROTOCOL, chosen);
@@ -113,14 +123,18 @@ impl Job {
             }
             (Self::Forward(forward), Upgrade::Spdy) => {
                 let (source, sink) = transport::raw(io);
-                forward.run(connection::Connection::start(source, sink)).await;
+                forward
+                    .run(connection::Connection::start(source, sink))
+                    .await;
             }
             (Self::Forward(forward), Upgrade::WebSocket) if protocol == "v4.channel.k8s.io" => {
                 forward.run_channels(io).await;
             }
             (Self::Forward(forward), Upgrade::WebSocket) => {
                 let (source, sink) = transport::tunnelled(io).await;
-                forward.run(connection::Connection::start(source, sink)).await;
+                forward
+                    .run(connection::Connection::start(source, sink))
+                    .await;
             }
         }
     }
@@ -128,8 +142,13 @@ impl Job {
 
 fn upgrade_of(headers: &HeaderMap) -> Result<Upgrade, Failure> {
     let connection = list(headers, &header::CONNECTION);
-    let wants = connection.iter().any(|token| token.eq_ignore_ascii_case("upgrade"));
-    let to = headers.get(header::UPGRADE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let wants = connection
+        .iter()
+        .any(|token| token.eq_ignore_ascii_case("upgrade"));
+    let to = headers
+        .get(header::UPGRADE)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default();
     match to {
         _ if !wants => Err(Failure::bad_request("Upgrade request required")),
         to if to.eq_ignore_ascii_case("websocket") => Ok(Upgrade::WebSocket),
@@ -140,20 +159,36 @@ fn upgrade_of(headers: &HeaderMap) -> Result<Upgrade, Failure> {
 
 /// The values of a header that may be repeated and may hold commas.
 fn list(headers: &HeaderMap, name: &HeaderName) -> Vec<String> {
-    let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
-    values.flat_map(|value| value.split(',')).map(|one| one.trim().to_owned()).filter(|one| !one.is_empty()).collect()
+    let values = headers
+        .get_all(name)
+        .iter()
+        .filter_map(|value| value.to_str().ok());
+    values
+        .flat_map(|value| value.split(','))
+        .map(|one| one.trim().to_owned())
+        .filter(|one| !one.is_empty())
+        .collect()
 }
 
 /// The first that the client offers and we speak; one that offers none gets the oldest.
-fn choose(offered: &[String], supported: &[&'static str], upgrade: Upgrade) -> Option<&'static str> {
+fn choose(
+    offered: &[String],
+    supported: &[&'static str],
+    upgrade: Upgrade,
+) -> Option<&'static str> {
     if offered.is_empty() && !(upgrade == Upgrade::WebSocket && supported.len() == 2) {
         return supported.last().copied();
     }
-    offered.iter().find_map(|offer| supported.iter().find(|one| *one == offer)).copied()
+    offered
+        .iter()
+        .find_map(|offer| supported.iter().find(|one| *one == offer))
+        .copied()
 }
 
 fn no_protocol(upgrade: Upgrade, offered: &[String], supported: &[&'static str]) -> Response<Body> {
-    let text = format!("unable to upgrade: unable to negotiate protocol: client supports {offered:?}, server accepts {supported:?}");
+    let text = format!(
+        "unable to upgrade: unable to negotiate protocol: client supports {offered:?}, server accepts {supported:?}"
+    );
     let mut response = Response::new(full(text.into()));
     *response.status_mut() = match upgrade {
         Upgrade::Spdy => StatusCode::FORBIDDEN,
@@ -161,7 +196,9 @@ fn no_protocol(upgrade: Upgrade, offered: &[String], supported: &[&'static str])
     };
     if upgrade == Upgrade::Spdy {
         for protocol in supported {
-            response.headers_mut().append(ACCEPTED, HeaderValue::from_static(protocol));
+            response
+                .headers_mut()
+                .append(ACCEPTED, HeaderValue::from_static(protocol));
         }
     }
     response
@@ -174,12 +211,19 @@ mod tests {
     #[test]
     fn repeated_headers_are_offers_in_order() {
         let mut headers = HeaderMap::new();
-        for protocol in ["v5.channel.k8s.io", "v4.channel.k8s.io", "v3.channel.k8s.io"] {
+        for protocol in [
+            "v5.channel.k8s.io",
+            "v4.channel.k8s.io",
+            "v3.channel.k8s.io",
+        ] {
             headers.append(STREAM_PROTOCOL, HeaderValue::from_static(protocol));
         }
         let offered = list(&headers, &STREAM_PROTOCOL);
         let spoken = ["v4.channel.k8s.io", "v3.channel.k8s.io"];
-        assert_eq!(choose(&offered, &spoken, Upgrade::Spdy), Some("v4.channel.k8s.io"));
+        assert_eq!(
+            choose(&offered, &spoken, Upgrade::Spdy),
+            Some("v4.channel.k8s.io")
+        );
         assert_eq!(choose(&["v9".to_owned()], &spoken, Upgrade::Spdy), None);
     }
 
@@ -188,7 +232,10 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
         assert!(upgrade_of(&headers).is_err());
-        headers.insert(header::CONNECTION, HeaderValue::from_static("keep-alive, Upgrade"));
+        headers.insert(
+            header::CONNECTION,
+            HeaderValue::from_static("keep-alive, Upgrade"),
+        );
         assert_eq!(upgrade_of(&headers).unwrap(), Upgrade::WebSocket);
     }
 }

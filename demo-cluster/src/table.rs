@@ -21,7 +21,13 @@ pub(crate) enum Include {
 /// A column: name, type, and whether it is shown only with `-o wide`.
 type Column = (&'static str, &'static str, bool);
 
-pub(crate) fn render(kind: &Kind, objects: &[Arc<Value>], metadata: Value, include: Include, columns: bool) -> Value {
+pub(crate) fn render(
+    kind: &Kind,
+    objects: &[Arc<Value>],
+    metadata: Value,
+    include: Include,
+    columns: bool,
+) -> Value {
     let rows: Vec<Value> = objects
         .iter()
         .map(|object| {
@@ -68,7 +74,12 @@ fn columns_of(kind: &Kind) -> &'static [Column] {
             ("Readiness Gates", "string", true),
         ],
         "configmaps" => &[NAME, ("Data", "integer", false), AGE],
-        "secrets" => &[NAME, ("Type", "string", false), ("Data", "integer", false), AGE],
+        "secrets" => &[
+            NAME,
+            ("Type", "string", false),
+            ("Data", "integer", false),
+            AGE,
+        ],
         "namespaces" => &[NAME, ("Status", "string", false), AGE],
         "nodes" => &[
             NAME,
@@ -130,19 +141,42 @@ fn cells(kind: &Kind, object: &Value) -> Vec<Value> {
     let count = |pointer: &str| members(object, pointer).map_or(0, serde_json::Map::len);
     let replicas = |pointer: &str| number(object, pointer).unwrap_or(0);
     let containers = items(object, "/spec/template/spec/containers");
-    let join = |field: &str| containers.iter().map(|one| text(one, field)).collect::<Vec<_>>().join(",");
+    let join = |field: &str| {
+        containers
+            .iter()
+            .map(|one| text(one, field))
+            .collect::<Vec<_>>()
+            .join(",")
+    };
     match kind.plural {
         "pods" => {
             let all = items(object, "/spec/containers").len();
             let statuses = items(object, "/status/containerStatuses");
-            let ready = statuses.iter().filter(|status| flag(status, "/ready")).count();
-            let restarts = statuses.iter().filter_map(|status| number(status, "/restartCount")).sum::<i64>();
-            let last = statuses.iter().map(|status| text(status, "/lastState/terminated/finishedAt")).max();
+            let ready = statuses
+                .iter()
+                .filter(|status| flag(status, "/ready"))
+                .count();
+            let restarts = statuses
+                .iter()
+                .filter_map(|status| number(status, "/restartCount"))
+                .sum::<i64>();
+            let last = statuses
+                .iter()
+                .map(|status| text(status, "/lastState/terminated/finishedAt"))
+                .max();
             let restarts = match last {
-                Some(last) if restarts > 0 && !last.is_empty() => format!("{restarts} ({} ago)", since(last)),
+                Some(last) if restarts > 0 && !last.is_empty() => {
+                    format!("{restarts} ({} ago)", since(last))
+                }
                 _ => restarts.to_string(),
             };
-            let or_none = |value: &str| if value.is_empty() { "<none>".to_owned() } else { value.to_owned() };
+            let or_none = |value: &str| {
+                if value.is_empty() {
+                    "<none>".to_owned()
+                } else {
+                    value.to_owned()
+                }
+            };
             vec![
                 json!(name),
                 json!(format!("{ready}/{all}")),
@@ -155,9 +189,22 @@ fn cells(kind: &Kind, object: &Value) -> Vec<Value> {
                 json!("<none>"),
             ]
         }
-        "configmaps" => vec![json!(name), json!(count("/data") + count("/binaryData")), json!(age)],
-        "secrets" => vec![json!(name), json!(text(object, "/type")), json!(count("/data")), json!(age)],
-        "namespaces" => vec![json!(name), json!(text(object, "/status/phase")), json!(age)],
+        "configmaps" => vec![
+            json!(name),
+            json!(count("/data") + count("/binaryData")),
+            json!(age),
+        ],
+        "secrets" => vec![
+            json!(name),
+            json!(text(object, "/type")),
+            json!(count("/data")),
+            json!(age),
+        ],
+        "namespaces" => vec![
+            json!(name),
+            json!(text(object, "/status/phase")),
+            json!(age),
+        ],
         "nodes" => vec![
             json!(name),
             json!("Ready"),
@@ -172,11 +219,21 @@ fn cells(kind: &Kind, object: &Value) -> Vec<Value> {
             let ports: Vec<String> = items(object, "/spec/ports")
                 .iter()
                 .map(|port| {
-                    let node = number(port, "/nodePort").map(|port| format!(":{port}")).unwrap_or_default();
-                    format!("{}{node}/{}", number(port, "/port").unwrap_or(0), text(port, "/protocol"))
+                    let node = number(port, "/nodePort")
+                        .map(|port| format!(":{port}"))
+                        .unwrap_or_default();
+                    format!(
+                        "{}{node}/{}",
+                        number(port, "/port").unwrap_or(0),
+                        text(port, "/protocol")
+                    )
                 })
                 .collect();
-            let ports = if ports.is_empty() { "<none>".to_owned() } else { ports.join(",") };
+            let ports = if ports.is_empty() {
+                "<none>".to_owned()
+            } else {
+                ports.join(",")
+            };
             let ip = text(object, "/spec/clusterIP");
             vec![
                 json!(name),
@@ -196,7 +253,11 @@ fn cells(kind: &Kind, object: &Value) -> Vec<Value> {
             );
             let last = text(object, "/lastTimestamp");
             vec![
-                json!(since(if last.is_empty() { text(object, "/metadata/creationTimestamp") } else { last })),
+                json!(since(if last.is_empty() {
+                    text(object, "/metadata/creationTimestamp")
+                } else {
+                    last
+                })),
                 json!(text(object, "/type")),
                 json!(text(object, "/reason")),
                 json!(of),
@@ -206,7 +267,11 @@ fn cells(kind: &Kind, object: &Value) -> Vec<Value> {
         }
         "deployments" => vec![
             json!(name),
-            json!(format!("{}/{}", replicas("/status/readyReplicas"), replicas("/spec/replicas"))),
+            json!(format!(
+                "{}/{}",
+                replicas("/status/readyReplicas"),
+                replicas("/spec/replicas")
+            )),
             json!(replicas("/status/updatedReplicas")),
             json!(replicas("/status/availableReplicas")),
             json!(age),
@@ -226,11 +291,22 @@ fn cells(kind: &Kind, object: &Value) -> Vec<Value> {
         ],
         "clusterrolebindings" | "rolebindings" => vec![
             json!(name),
-            json!(format!("{}/{}", text(object, "/roleRef/kind"), text(object, "/roleRef/name"))),
+            json!(format!(
+                "{}/{}",
+                text(object, "/roleRef/kind"),
+                text(object, "/roleRef/name")
+            )),
             json!(age),
         ],
-        "leases" => vec![json!(name), json!(text(object, "/spec/holderIdentity")), json!(age)],
-        _ => vec![json!(name), json!(text(object, "/metadata/creationTimestamp"))],
+        "leases" => vec![
+            json!(name),
+            json!(text(object, "/spec/holderIdentity")),
+            json!(age),
+        ],
+        _ => vec![
+            json!(name),
+            json!(text(object, "/metadata/creationTimestamp")),
+        ],
     }
 }
 
@@ -240,14 +316,21 @@ fn pod_status(pod: &Value) -> String {
         return "Terminating".to_owned();
     }
     for status in items(pod, "/status/containerStatuses").iter().rev() {
-        for reason in [text(status, "/state/waiting/reason"), text(status, "/state/terminated/reason")] {
+        for reason in [
+            text(status, "/state/waiting/reason"),
+            text(status, "/state/terminated/reason"),
+        ] {
             if !reason.is_empty() {
                 return reason.to_owned();
             }
         }
     }
     let phase = text(pod, "/status/phase");
-    if phase.is_empty() { "Unknown".to_owned() } else { phase.to_owned() }
+    if phase.is_empty() {
+        "Unknown".to_owned()
+    } else {
+        phase.to_owned()
+    }
 }
 
 fn selector(object: &Value, pointer: &str) -> String {
@@ -256,27 +339,37 @@ fn selector(object: &Value, pointer: &str) -> String {
         .flatten()
         .map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default()))
         .collect();
-    if pairs.is_empty() { "<none>".to_owned() } else { pairs.join(",") }
+    if pairs.is_empty() {
+        "<none>".to_owned()
+    } else {
+        pairs.join(",")
+    }
 }
 
 fn since(time: &str) -> String {
-    let Some(then) = parse_time(time) else { return "<unknown>".to_owned() };
+    let Some(then) = parse_time(time) else {
+        return "<unknown>".to_owned();
+    };
     human((OffsetDateTime::now_utc() - then).whole_seconds().max(0))
 }
 
 /// A duration in the two units that matter, as kubectl writes ages.
 fn human(seconds: i64) -> String {
     let pair = |big: i64, unit: &str, small: i64, small_unit: &str| {
-        if small == 0 { format!("{big}{unit}") } else { format!("{big}{unit}{small}{small_unit}") }
+        if small == 0 {
+            format!("{big}{unit}")
+        } else {
+            format!("{big}{unit}{small}{small_unit}")
+        }
     };
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86400);
     match seconds {
         ..120 => format!("{seconds}s"),
-        ..600 => pair(minutes, "m", seconds % 60, "s"),
-        ..10_800 => format!("{minutes}m"),
-        ..28_800 => pair(hours, "h", minutes % 60, "m"),
-        ..172_800 => format!("{hours}h"),
-        ..691_200 => pair(days, "d", hours % 24, "h"),
+        120..600 => pair(minutes, "m", seconds % 60, "s"),
+        600..10_800 => format!("{minutes}m"),
+        10_800..28_800 => pair(hours, "h", minutes % 60, "m"),
+        28_800..172_800 => format!("{hours}h"),
+        172_800..691_200 => pair(days, "d", hours % 24, "h"),
         _ => format!("{days}d"),
     }
 }
@@ -287,7 +380,14 @@ mod tests {
 
     #[test]
     fn ages_read_as_kubectl_writes_them() {
-        for (seconds, said) in [(5, "5s"), (119, "119s"), (120, "2m"), (150, "2m30s"), (7200, "120m"), (90_000, "25h")] {
+        for (seconds, said) in [
+            (5, "5s"),
+            (119, "119s"),
+            (120, "2m"),
+            (150, "2m30s"),
+            (7200, "120m"),
+            (90_000, "25h"),
+        ] {
             assert_eq!(human(seconds), said);
         }
     }
@@ -295,7 +395,12 @@ mod tests {
     #[test]
     fn every_kind_has_a_cell_for_each_column() {
         for kind in crate::kinds::KINDS {
-            assert_eq!(cells(kind, &json!({"metadata": {"name": "x"}})).len(), columns_of(kind).len(), "{}", kind.plural);
+            assert_eq!(
+                cells(kind, &json!({"metadata": {"name": "x"}})).len(),
+                columns_of(kind).len(),
+                "{}",
+                kind.plural
+            );
         }
     }
 }

@@ -16,7 +16,11 @@ pub(crate) fn defaults(kind: &Kind, object: &mut Value) {
     match kind.plural {
         "namespaces" => {
             let name = text(object, "/metadata/name").to_owned();
-            json::default(object, &["metadata", "labels", "kubernetes.io/metadata.name"], name);
+            json::default(
+                object,
+                &["metadata", "labels", "kubernetes.io/metadata.name"],
+                name,
+            );
             json::default(object, &["spec", "finalizers"], json!(["kubernetes"]));
             json::default(object, &["status", "phase"], "Active");
         }
@@ -48,12 +52,19 @@ pub(crate) fn defaults(kind: &Kind, object: &mut Value) {
             json::default(object, &["spec", "ipFamilyPolicy"], "SingleStack");
             if text(object, "/spec/type") != "ExternalName" {
                 let address: [u8; 2] = rand::random();
-                json::default(object, &["spec", "clusterIP"], format!("10.96.{}.{}", address[0], address[1].max(1)));
+                json::default(
+                    object,
+                    &["spec", "clusterIP"],
+                    format!("10.96.{}.{}", address[0], address[1].max(1)),
+                );
                 let ip = object["spec"]["clusterIP"].clone();
                 json::default(object, &["spec", "clusterIPs"], json!([ip]));
             }
             json::default(object, &["status", "loadBalancer"], json!({}));
-            if let Some(ports) = object.pointer_mut("/spec/ports").and_then(Value::as_array_mut) {
+            if let Some(ports) = object
+                .pointer_mut("/spec/ports")
+                .and_then(Value::as_array_mut)
+            {
                 for port in ports {
                     json::default(port, &["protocol"], "TCP");
                     let target = port["port"].clone();
@@ -67,8 +78,16 @@ pub(crate) fn defaults(kind: &Kind, object: &mut Value) {
             if kind.plural == "deployments" {
                 json::default(object, &["spec", "strategy", "type"], "RollingUpdate");
                 if text(object, "/spec/strategy/type") == "RollingUpdate" {
-                    json::default(object, &["spec", "strategy", "rollingUpdate", "maxSurge"], "25%");
-                    json::default(object, &["spec", "strategy", "rollingUpdate", "maxUnavailable"], "25%");
+                    json::default(
+                        object,
+                        &["spec", "strategy", "rollingUpdate", "maxSurge"],
+                        "25%",
+                    );
+                    json::default(
+                        object,
+                        &["spec", "strategy", "rollingUpdate", "maxUnavailable"],
+                        "25%",
+                    );
                 }
                 json::default(object, &["spec", "revisionHistoryLimit"], 10);
                 json::default(object, &["spec", "progressDeadlineSeconds"], 600);
@@ -85,7 +104,11 @@ pub(crate) fn defaults(kind: &Kind, object: &mut Value) {
                     }
                 }
             }
-            json::default(object, &["roleRef", "apiGroup"], "rbac.authorization.k8s.io");
+            json::default(
+                object,
+                &["roleRef", "apiGroup"],
+                "rbac.authorization.k8s.io",
+            );
         }
         _ => {}
     }
@@ -98,13 +121,39 @@ fn pod_spec(spec: &mut Value) {
     json::default(spec, &["terminationGracePeriodSeconds"], 30);
     json::default(spec, &["securityContext"], json!({}));
     if let Some(containers) = spec.get_mut("containers").and_then(Value::as_array_mut) {
-        for container in containers.iter_mut().filter(|container| container.is_object()) {
+        for container in containers
+            .iter_mut()
+            .filter(|container| container.is_object())
+        {
             let image = text(container, "/image");
-            let latest = image.rsplit('/').next().is_none_or(|last| !last.contains(':') || last.ends_with(":latest"));
-            json::default(container, &["imagePullPolicy"], if latest { "Always" } else { "IfNotPresent" });
-            json::default(container, &["terminationMessagePath"], "/dev/termination-log");
+            let latest = image
+                .rsplit('/')
+                .next()
+                .is_none_or(|last| !last.contains(':') || last.ends_with(":latest"));
+            json::default(
+                container,
+                &["imagePullPolicy"],
+                if latest { "Always" } else { "IfNotPresent" },
+            );
+            json::default(
+                container,
+                &["terminationMessagePath"],
+                "/dev/termination-log",
+            );
             json::default(container, &["terminationMessagePolicy"], "File");
             json::default(container, &["resources"], json!({}));
+            for quantities in ["limits", "requests"] {
+                let values = container
+                    .pointer_mut(&format!("/resources/{quantities}"))
+                    .and_then(Value::as_object_mut);
+                for (_, value) in values
+                    .into_iter()
+                    .flatten()
+                    .filter(|(_, value)| value.is_number())
+                {
+                    *value = json!(value.to_string());
+                }
+            }
             if let Some(ports) = container.get_mut("ports").and_then(Value::as_array_mut) {
                 for port in ports {
                     json::default(port, &["protocol"], "TCP");
@@ -119,7 +168,11 @@ pub(crate) fn check(kind: &Kind, object: &Value, old: Option<&Value>) -> Result<
     let mut causes = Causes::new();
     let name = text(object, "/metadata/name");
     if name.is_empty() {
-        required(&mut causes, "metadata.name", "name or generateName is required");
+        required(
+            &mut causes,
+            "metadata.name",
+            "name or generateName is required",
+        );
     } else if !name_fits(kind, name) {
         invalid(
             &mut causes,
@@ -131,7 +184,10 @@ pub(crate) fn check(kind: &Kind, object: &Value, old: Option<&Value>) -> Result<
         );
     }
     for field in ["labels", "annotations"] {
-        for (key, value) in members(object, &format!("/metadata/{field}")).into_iter().flatten() {
+        for (key, value) in members(object, &format!("/metadata/{field}"))
+            .into_iter()
+            .flatten()
+        {
             if !value.is_string() {
                 return Err(Failure::bad_request(format!(
                     "{} in version {:?} cannot be handled as a {}: metadata.{field}.{key}: expected a string",
@@ -139,9 +195,16 @@ pub(crate) fn check(kind: &Kind, object: &Value, old: Option<&Value>) -> Result<
                 )));
             }
             let label = value.as_str().unwrap_or_default();
-            let letters = label.chars().all(|one| one.is_ascii_alphanumeric() || "-_.".contains(one));
+            let letters = label
+                .chars()
+                .all(|one| one.is_ascii_alphanumeric() || "-_.".contains(one));
             if field == "labels" && (label.len() > 63 || !letters) {
-                invalid(&mut causes, "metadata.labels", label, "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.'");
+                invalid(
+                    &mut causes,
+                    "metadata.labels",
+                    label,
+                    "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.'",
+                );
             }
         }
     }
@@ -149,21 +212,24 @@ pub(crate) fn check(kind: &Kind, object: &Value, old: Option<&Value>) -> Result<
         "pods" => check_pod_spec(&mut causes, object, "spec"),
         "deployments" | "replicasets" => check_workload(&mut causes, object),
         "services" => {
-            let headless = matches!(text(object, "/spec/type"), "ExternalName") || text(object, "/spec/clusterIP") == "None";
+            let headless = matches!(text(object, "/spec/type"), "ExternalName")
+                || text(object, "/spec/clusterIP") == "None";
             if items(object, "/spec/ports").is_empty() && !headless {
                 required(&mut causes, "spec.ports", "");
             }
             for (index, port) in items(object, "/spec/ports").iter().enumerate() {
                 if number(port, "/port").is_none_or(|port| !(1..=65535).contains(&port)) {
                     let value = port["port"].to_string();
-                    causes.push((format!("spec.ports[{index}].port"), "FieldValueInvalid", format!("Invalid value: {value}: must be between 1 and 65535, inclusive")));
+                    causes.push((
+                        format!("spec.ports[{index}].port"),
+                        "FieldValueInvalid",
+                        format!("Invalid value: {value}: must be between 1 and 65535, inclusive"),
+                    ));
                 }
             }
         }
-        "clusterrolebindings" | "rolebindings" => {
-            if text(object, "/roleRef/name").is_empty() {
-                required(&mut causes, "roleRef.name", "");
-            }
+        "clusterrolebindings" | "rolebindings" if text(object, "/roleRef/name").is_empty() => {
+            required(&mut causes, "roleRef.name", "");
         }
         "configmaps" | "secrets" => {
             for (key, value) in members(object, "/data").into_iter().flatten() {
@@ -180,21 +246,35 @@ pub(crate) fn check(kind: &Kind, object: &Value, old: Option<&Value>) -> Result<
     if let Some(old) = old {
         immutable(kind, &mut causes, old, object);
     }
-    if causes.is_empty() { Ok(()) } else { Err(Failure::invalid(kind, name, &causes)) }
+    if causes.is_empty() {
+        Ok(())
+    } else {
+        Err(Failure::invalid(kind, name, &causes))
+    }
 }
 
 fn check_workload(causes: &mut Causes, object: &Value) {
     if let Some(replicas) = number(object, "/spec/replicas")
         && replicas < 0
     {
-        invalid(causes, "spec.replicas", &replicas.to_string(), "must be greater than or equal to 0");
+        invalid(
+            causes,
+            "spec.replicas",
+            &replicas.to_string(),
+            "must be greater than or equal to 0",
+        );
     }
     let selector = members(object, "/spec/selector/matchLabels");
-    if selector.is_none_or(serde_json::Map::is_empty) && items(object, "/spec/selector/matchExpressions").is_empty() {
+    if selector.is_none_or(serde_json::Map::is_empty)
+        && items(object, "/spec/selector/matchExpressions").is_empty()
+    {
         required(causes, "spec.selector", "");
     }
     let labels = object.pointer("/spec/template/metadata/labels");
-    let fits = selector.into_iter().flatten().all(|(key, value)| labels.and_then(|labels| labels.get(key)) == Some(value));
+    let fits = selector
+        .into_iter()
+        .flatten()
+        .all(|(key, value)| labels.and_then(|labels| labels.get(key)) == Some(value));
     if !fits {
         let said = labels.map(Value::to_string).unwrap_or_default();
         causes.push((
@@ -222,7 +302,11 @@ fn check_pod_spec(causes: &mut Causes, pod: &Value, path: &str) {
         if name.is_empty() {
             required(causes, &format!("{at}.name"), "");
         } else if names.contains(&name) {
-            causes.push((format!("{at}.name"), "FieldValueDuplicate", format!("Duplicate value: {name:?}")));
+            causes.push((
+                format!("{at}.name"),
+                "FieldValueDuplicate",
+                format!("Duplicate value: {name:?}"),
+            ));
         }
         names.push(name);
         if text(container, "/image").is_empty() {
@@ -242,23 +326,41 @@ fn check_pod_spec(causes: &mut Causes, pod: &Value, path: &str) {
 fn immutable(kind: &Kind, causes: &mut Causes, old: &Value, new: &Value) {
     let mut fixed = |pointer: &str, field: &str| {
         if old.pointer(pointer) != new.pointer(pointer) {
-            let value = new.pointer(pointer).map(Value::to_string).unwrap_or_default();
-            causes.push((field.to_owned(), "FieldValueInvalid", format!("Invalid value: {value}: field is immutable")));
+            let value = new
+                .pointer(pointer)
+                .map(Value::to_string)
+                .unwrap_or_default();
+            causes.push((
+                field.to_owned(),
+                "FieldValueInvalid",
+                format!("Invalid value: {value}: field is immutable"),
+            ));
         }
     };
     match kind.plural {
         "deployments" | "replicasets" => fixed("/spec/selector", "spec.selector"),
-        "services" if text(new, "/spec/type") != "ExternalName" => fixed("/spec/clusterIP", "spec.clusterIP"),
+        "services" if text(new, "/spec/type") != "ExternalName" => {
+            fixed("/spec/clusterIP", "spec.clusterIP")
+        }
         "clusterrolebindings" | "rolebindings" => fixed("/roleRef", "roleRef"),
         "secrets" => fixed("/type", "type"),
         "pods" => {
             // Only the images and little else of a pod's spec may change.
             let frozen = |pod: &Value| {
                 let mut spec = pod["spec"].clone();
-                for field in ["activeDeadlineSeconds", "tolerations", "terminationGracePeriodSeconds"] {
+                for field in [
+                    "activeDeadlineSeconds",
+                    "tolerations",
+                    "terminationGracePeriodSeconds",
+                ] {
                     json::remove(&mut spec, &[field]);
                 }
-                for container in spec.get_mut("containers").and_then(Value::as_array_mut).into_iter().flatten() {
+                for container in spec
+                    .get_mut("containers")
+                    .and_then(Value::as_array_mut)
+                    .into_iter()
+                    .flatten()
+                {
                     json::remove(container, &["image"]);
                 }
                 spec
@@ -279,7 +381,11 @@ fn immutable(kind: &Kind, causes: &mut Causes, old: &Value, new: &Value) {
     if matches!(kind.plural, "configmaps" | "secrets") && json::flag(old, "/immutable") {
         for field in ["data", "binaryData", "immutable"] {
             if old.get(field) != new.get(field) {
-                causes.push((field.to_owned(), "FieldValueForbidden", "Forbidden: field is immutable when `immutable` is set".to_owned()));
+                causes.push((
+                    field.to_owned(),
+                    "FieldValueForbidden",
+                    "Forbidden: field is immutable when `immutable` is set".to_owned(),
+                ));
             }
         }
     }
@@ -294,7 +400,9 @@ fn name_fits(kind: &Kind, name: &str) -> bool {
     }
     let label = |label: &str| {
         !label.is_empty()
-            && label.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+            && label
+                .bytes()
+                .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
             && !label.starts_with('-')
             && !label.ends_with('-')
     };
@@ -303,12 +411,20 @@ fn name_fits(kind: &Kind, name: &str) -> bool {
 }
 
 fn required(causes: &mut Causes, field: &str, why: &str) {
-    let message = if why.is_empty() { "Required value".to_owned() } else { format!("Required value: {why}") };
+    let message = if why.is_empty() {
+        "Required value".to_owned()
+    } else {
+        format!("Required value: {why}")
+    };
     causes.push((field.to_owned(), "FieldValueRequired", message));
 }
 
 fn invalid(causes: &mut Causes, field: &str, value: &str, why: &str) {
-    causes.push((field.to_owned(), "FieldValueInvalid", format!("Invalid value: {value:?}: {why}")));
+    causes.push((
+        field.to_owned(),
+        "FieldValueInvalid",
+        format!("Invalid value: {value:?}: {why}"),
+    ));
 }
 
 #[cfg(test)]
@@ -317,10 +433,16 @@ mod tests {
 
     #[test]
     fn a_pod_without_containers_is_refused_by_field() {
-        let pod = json!({"metadata": {"name": "Bad_Name"}, "spec": {"containers": [{"name": "a"}]}});
-        let said = check(Kind::named("pods"), &pod, None).unwrap_err().to_json();
+        let pod =
+            json!({"metadata": {"name": "Bad_Name"}, "spec": {"containers": [{"name": "a"}]}});
+        let said = check(Kind::named("pods"), &pod, None)
+            .unwrap_err()
+            .to_json();
         assert_eq!(said["code"], 422);
-        let fields: Vec<&str> = items(&said, "/details/causes").iter().map(|cause| text(cause, "/field")).collect();
+        let fields: Vec<&str> = items(&said, "/details/causes")
+            .iter()
+            .map(|cause| text(cause, "/field"))
+            .collect();
         assert_eq!(fields, ["metadata.name", "spec.containers[0].image"]);
     }
 

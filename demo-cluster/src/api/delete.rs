@@ -15,23 +15,45 @@ use crate::{
     store::Decision,
 };
 
-pub(super) fn delete(cluster: &Cluster, call: &Call, options: Value) -> Result<Response<Body>, Failure> {
+pub(super) fn delete(
+    cluster: &Cluster,
+    call: &Call,
+    options: Value,
+) -> Result<Response<Body>, Failure> {
     let target = &call.target;
     let dry = dry_run(&call.query)? || !items(&options, "/dryRun").is_empty();
     // An eviction carries its options inside.
     let options = options.get("deleteOptions").cloned().unwrap_or(options);
-    let mut options = if options.is_object() { options } else { json!({}) };
+    let mut options = if options.is_object() {
+        options
+    } else {
+        json!({})
+    };
     if let Some(seconds) = call.query.number::<i64>("gracePeriodSeconds")? {
         options["gracePeriodSeconds"] = json!(seconds);
     }
     if let Some(policy) = call.query.get("propagationPolicy") {
         options["propagationPolicy"] = json!(policy);
     }
-    let object = remove(cluster, target.kind, &target.namespace, &target.name, &options, dry)?;
+    let object = remove(
+        cluster,
+        target.kind,
+        &target.namespace,
+        &target.name,
+        &options,
+        dry,
+    )?;
     if object.pointer("/metadata/deletionTimestamp").is_some() || target.kind.plural == "pods" {
         let form = call.accept.form()?;
-        let form = if form == Form::Table { Form::Object } else { form };
-        return Ok(answer(200, &super::list::shape(target.kind, form, &object, call, true)));
+        let form = if form == Form::Table {
+            Form::Object
+        } else {
+            form
+        };
+        return Ok(answer(
+            200,
+            &super::list::shape(target.kind, form, &object, call, true),
+        ));
     }
     Ok(answer(
         200,
@@ -53,7 +75,10 @@ pub(super) fn delete_collection(cluster: &Cluster, call: &Call) -> Result<Respon
     let mut deleted = Vec::new();
     for object in cluster.store.list(kind, namespace).1 {
         if selectors.match_object(&object) {
-            let (namespace, name) = (text(&object, "/metadata/namespace"), text(&object, "/metadata/name"));
+            let (namespace, name) = (
+                text(&object, "/metadata/namespace"),
+                text(&object, "/metadata/name"),
+            );
             // One that has gone meanwhile is deleted as well.
             if let Ok(object) = remove(cluster, kind, namespace, name, &json!({}), dry) {
                 deleted.push(Value::clone(&object));
@@ -128,24 +153,31 @@ fn remove(
 /// Takes an object away without asking: for the controllers.
 pub(crate) fn remove_now(cluster: &Cluster, kind: &'static Kind, namespace: &str, name: &str) {
     // Whoever else took it away first has done the work.
-    let _ = cluster.store.update(kind, namespace, name, |old| Ok(Decision::Remove(old.clone())));
+    let _ = cluster.store.update(kind, namespace, name, |old| {
+        Ok(Decision::Remove(old.clone()))
+    });
 }
 
 fn orphan(cluster: &Cluster, owner: &str, namespace: &str) {
     for kind in KINDS.iter().filter(|kind| kind.namespaced && !kind.review) {
         for object in cluster.store.list(kind, Some(namespace)).1 {
-            let owned = items(&object, "/metadata/ownerReferences").iter().any(|one| text(one, "/uid") == owner);
+            let owned = items(&object, "/metadata/ownerReferences")
+                .iter()
+                .any(|one| text(one, "/uid") == owner);
             if owned {
-                let _ = cluster.store.update(kind, namespace, text(&object, "/metadata/name"), |old| {
-                    let mut new = old.clone();
-                    let kept: Vec<Value> = items(old, "/metadata/ownerReferences")
-                        .iter()
-                        .filter(|one| text(one, "/uid") != owner)
-                        .cloned()
-                        .collect();
-                    json::set(&mut new, &["metadata", "ownerReferences"], json!(kept));
-                    Ok(Decision::Put(new))
-                });
+                let _ =
+                    cluster
+                        .store
+                        .update(kind, namespace, text(&object, "/metadata/name"), |old| {
+                            let mut new = old.clone();
+                            let kept: Vec<Value> = items(old, "/metadata/ownerReferences")
+                                .iter()
+                                .filter(|one| text(one, "/uid") != owner)
+                                .cloned()
+                                .collect();
+                            json::set(&mut new, &["metadata", "ownerReferences"], json!(kept));
+                            Ok(Decision::Put(new))
+                        });
             }
         }
     }

@@ -18,7 +18,17 @@ pub(super) fn serve(path: &str, accept: &Accept) -> Result<Response<Body>, Failu
                 paths.push(format!("/apis/{group}"));
                 paths.push(format!("/apis/{group}/v1"));
             }
-            paths.extend(["/healthz", "/livez", "/openapi/v2", "/openapi/v3", "/readyz", "/version"].map(str::to_owned));
+            paths.extend(
+                [
+                    "/healthz",
+                    "/livez",
+                    "/openapi/v2",
+                    "/openapi/v3",
+                    "/readyz",
+                    "/version",
+                ]
+                .map(str::to_owned),
+            );
             Ok(answer(200, &json!({"paths": paths})))
         }
         ["api" | "apis"] if accept.aggregated().is_some() => {
@@ -29,9 +39,13 @@ pub(super) fn serve(path: &str, accept: &Accept) -> Result<Response<Body>, Failu
                 "kind": "APIGroupDiscoveryList", "apiVersion": format!("apidiscovery.k8s.io/{version}"),
                 "metadata": {}, "items": items,
             });
-            let media = format!("application/json;g=apidiscovery.k8s.io;v={version};as=APIGroupDiscoveryList");
+            let media = format!(
+                "application/json;g=apidiscovery.k8s.io;v={version};as=APIGroupDiscoveryList"
+            );
             let mut response = bytes_response(200, &media, document.to_string().into());
-            response.headers_mut().insert(http::header::VARY, http::HeaderValue::from_static("Accept"));
+            response
+                .headers_mut()
+                .insert(http::header::VARY, http::HeaderValue::from_static("Accept"));
             Ok(response)
         }
         ["api"] => Ok(answer(
@@ -40,7 +54,10 @@ pub(super) fn serve(path: &str, accept: &Accept) -> Result<Response<Body>, Failu
         )),
         ["apis"] => {
             let groups: Vec<Value> = groups().into_iter().map(group).collect();
-            Ok(answer(200, &json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})))
+            Ok(answer(
+                200,
+                &json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups}),
+            ))
         }
         ["api", "v1"] => Ok(answer(200, &resources(""))),
         ["apis", name] if groups().contains(name) => {
@@ -111,8 +128,11 @@ fn aggregated_resource(kind: &'static kinds::Kind) -> Value {
         .subresources
         .iter()
         .map(|sub| {
-            let (group, version) =
-                if sub.version.is_empty() { (kind.group, kind.version) } else { (sub.group, sub.version) };
+            let (group, version) = if sub.version.is_empty() {
+                (kind.group, kind.version)
+            } else {
+                (sub.group, sub.version)
+            };
             json!({
                 "subresource": sub.name, "verbs": sub.verbs,
                 "responseKind": {"group": group, "version": version, "kind": sub.kind},
@@ -126,5 +146,9 @@ fn aggregated_resource(kind: &'static kinds::Kind) -> Value {
 }
 
 fn scope(kind: &Kind) -> &'static str {
-    if kind.namespaced { "Namespaced" } else { "Cluster" }
+    if kind.namespaced {
+        "Namespaced"
+    } else {
+        "Cluster"
+    }
 }

@@ -22,24 +22,37 @@ pub(super) fn list(cluster: &Cluster, call: &Call) -> Result<Response<Body>, Fai
     let selectors = Selectors::parse(kind, &call.query)?;
     let namespace = Some(call.target.namespace.as_str()).filter(|namespace| !namespace.is_empty());
     let limit: Option<usize> = call.query.number("limit")?.filter(|limit| *limit > 0);
-    let (revision, after, objects) = match call.query.get("continue").filter(|token| !token.is_empty()) {
-        Some(token) => {
-            let (revision, after) = read_token(token)?;
-            (revision, Some(after), cluster.store.list_at(kind, namespace, revision)?)
-        }
-        None => match (call.query.get("resourceVersionMatch"), call.query.number("resourceVersion")?) {
-            (Some("Exact"), Some(revision)) => {
-                (revision, None, cluster.store.list_at(kind, namespace, revision)?)
+    let (revision, after, objects) =
+        match call.query.get("continue").filter(|token| !token.is_empty()) {
+            Some(token) => {
+                let (revision, after) = read_token(token)?;
+                (
+                    revision,
+                    Some(after),
+                    cluster.store.list_at(kind, namespace, revision)?,
+                )
             }
-            _ => {
-                let (revision, objects) = cluster.store.list(kind, namespace);
-                (revision, None, objects)
-            }
-        },
-    };
+            None => match (
+                call.query.get("resourceVersionMatch"),
+                call.query.number("resourceVersion")?,
+            ) {
+                (Some("Exact"), Some(revision)) => (
+                    revision,
+                    None,
+                    cluster.store.list_at(kind, namespace, revision)?,
+                ),
+                _ => {
+                    let (revision, objects) = cluster.store.list(kind, namespace);
+                    (revision, None, objects)
+                }
+            },
+        };
     let mut matching: Vec<Arc<Value>> = objects
         .into_iter()
-        .filter(|object| after.as_ref().is_none_or(|after| key(object) > *after) && selectors.match_object(object))
+        .filter(|object| {
+            after.as_ref().is_none_or(|after| key(object) > *after)
+                && selectors.match_object(object)
+        })
         .collect();
     let mut metadata = json!({"resourceVersion": revision.to_string()});
     if let Some(limit) = limit
@@ -51,10 +64,19 @@ pub(super) fn list(cluster: &Cluster, call: &Call) -> Result<Response<Body>, Fai
             metadata["continue"] = json!(token(revision, last));
         }
     }
-    Ok(answer(200, &shape_list(kind, form, &matching, metadata, call)))
+    Ok(answer(
+        200,
+        &shape_list(kind, form, &matching, metadata, call),
+    ))
 }
 
-fn shape_list(kind: &Kind, form: Form, objects: &[Arc<Value>], metadata: Value, call: &Call) -> Value {
+fn shape_list(
+    kind: &Kind,
+    form: Form,
+    objects: &[Arc<Value>],
+    metadata: Value,
+    call: &Call,
+) -> Value {
     match form {
         Form::Object => json!({
             "kind": format!("{}List", kind.kind), "apiVersion": kind.api_version(), "metadata": metadata,
@@ -69,13 +91,25 @@ fn shape_list(kind: &Kind, form: Form, objects: &[Arc<Value>], metadata: Value, 
 }
 
 /// One object in the form that was asked for.
-pub(super) fn shape(kind: &Kind, form: Form, object: &Arc<Value>, call: &Call, columns: bool) -> Value {
+pub(super) fn shape(
+    kind: &Kind,
+    form: Form,
+    object: &Arc<Value>,
+    call: &Call,
+    columns: bool,
+) -> Value {
     match form {
         Form::Object => Value::clone(object),
         Form::Metadata => table::metadata_of(object),
         Form::Table => {
             let metadata = json!({"resourceVersion": text(object, "/metadata/resourceVersion")});
-            table::render(kind, std::slice::from_ref(object), metadata, include(call), columns)
+            table::render(
+                kind,
+                std::slice::from_ref(object),
+                metadata,
+                include(call),
+                columns,
+            )
         }
     }
 }
@@ -99,20 +133,31 @@ fn bare(object: &Value) -> Value {
 }
 
 fn key(object: &Value) -> (String, String) {
-    (text(object, "/metadata/namespace").to_owned(), text(object, "/metadata/name").to_owned())
+    (
+        text(object, "/metadata/namespace").to_owned(),
+        text(object, "/metadata/name").to_owned(),
+    )
 }
 
 fn token(revision: u64, last: &Value) -> String {
     let (namespace, name) = key(last);
-    let token = json!({"v": "meta.k8s.io/v1", "rv": revision, "start": [namespace, name]}).to_string();
+    let token =
+        json!({"v": "meta.k8s.io/v1", "rv": revision, "start": [namespace, name]}).to_string();
     base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(token)
 }
 
 fn read_token(token: &str) -> Result<(u64, (String, String)), Failure> {
     let bad = || Failure::bad_request("continue key is not valid");
-    let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(token).map_err(|_| bad())?;
+    let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD
+        .decode(token)
+        .map_err(|_| bad())?;
     let value: Value = serde_json::from_slice(&bytes).map_err(|_| bad())?;
-    let part = |pointer| value.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
+    let part = |pointer| {
+        value
+            .pointer(pointer)
+            .and_then(Value::as_str)
+            .map(str::to_owned)
+    };
     match (value["rv"].as_u64(), part("/start/0"), part("/start/1")) {
         (Some(revision), Some(namespace), Some(name)) => Ok((revision, (namespace, name))),
         _ => Err(bad()),
@@ -126,7 +171,10 @@ mod tests {
     #[test]
     fn continue_tokens_come_back_and_bad_ones_are_refused() {
         let last = json!({"metadata": {"namespace": "a", "name": "b"}});
-        assert_eq!(read_token(&token(7, &last)).unwrap(), (7, ("a".to_owned(), "b".to_owned())));
+        assert_eq!(
+            read_token(&token(7, &last)).unwrap(),
+            (7, ("a".to_owned(), "b".to_owned()))
+        );
         for bad in ["", "%", "e30", "bnVsbA"] {
             assert_eq!(read_token(bad).unwrap_err().code, 400);
         }

@@ -26,10 +26,16 @@ pub(crate) enum Form {
 
 impl Accept {
     pub(crate) fn of(headers: &HeaderMap) -> Self {
-        let values = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+        let values = headers
+            .get_all(header::ACCEPT)
+            .iter()
+            .filter_map(|value| value.to_str().ok());
         let clauses = values.flat_map(|value| value.split(',')).map(|clause| {
             let mut parts = clause.split(';').map(str::trim);
-            let mut parsed = Clause { media: parts.next().unwrap_or_default().to_ascii_lowercase(), ..Clause::default() };
+            let mut parsed = Clause {
+                media: parts.next().unwrap_or_default().to_ascii_lowercase(),
+                ..Clause::default()
+            };
             for (name, value) in parts.filter_map(|part| part.split_once('=')) {
                 match name {
                     "as" => parsed.kind = value.to_owned(),
@@ -49,11 +55,14 @@ impl Accept {
             return Ok(Form::Object);
         }
         for clause in self.0.iter().filter(|clause| is_json(&clause.media)) {
-            let known = clause.group == "meta.k8s.io" && matches!(clause.version.as_str(), "v1" | "v1beta1");
+            let known = clause.group == "meta.k8s.io"
+                && matches!(clause.version.as_str(), "v1" | "v1beta1");
             match clause.kind.as_str() {
                 "" => return Ok(Form::Object),
                 "Table" if known => return Ok(Form::Table),
-                "PartialObjectMetadata" | "PartialObjectMetadataList" if known => return Ok(Form::Metadata),
+                "PartialObjectMetadata" | "PartialObjectMetadataList" if known => {
+                    return Ok(Form::Metadata);
+                }
                 _ => {}
             }
         }
@@ -63,10 +72,12 @@ impl Accept {
     /// The version of aggregated discovery which the client prefers to the legacy one, if any.
     pub(crate) fn aggregated(&self) -> Option<&str> {
         let clause = self.0.iter().find(|clause| {
-            is_json(&clause.media) && (clause.kind.is_empty() || clause.kind == "APIGroupDiscoveryList")
+            is_json(&clause.media)
+                && (clause.kind.is_empty() || clause.kind == "APIGroupDiscoveryList")
         })?;
-        (clause.kind == "APIGroupDiscoveryList" && matches!(clause.version.as_str(), "v2" | "v2beta1"))
-            .then_some(clause.version.as_str())
+        (clause.kind == "APIGroupDiscoveryList"
+            && matches!(clause.version.as_str(), "v2" | "v2beta1"))
+        .then_some(clause.version.as_str())
     }
 
     pub(crate) fn first_type(&self) -> &str {
@@ -79,7 +90,11 @@ fn is_json(media: &str) -> bool {
 }
 
 fn not_acceptable() -> Failure {
-    Failure::new(406, "NotAcceptable", "only the following media types are accepted: application/json")
+    Failure::new(
+        406,
+        "NotAcceptable",
+        "only the following media types are accepted: application/json",
+    )
 }
 
 #[cfg(test)]
@@ -96,15 +111,32 @@ mod tests {
     fn the_clients_order_decides() {
         let kubectl = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json";
         assert_eq!(accept(kubectl).form().unwrap(), Form::Table);
-        assert_eq!(accept("application/vnd.kubernetes.protobuf,application/json").form().unwrap(), Form::Object);
-        assert_eq!(accept("application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1").form().unwrap(), Form::Metadata);
+        assert_eq!(
+            accept("application/vnd.kubernetes.protobuf,application/json")
+                .form()
+                .unwrap(),
+            Form::Object
+        );
+        assert_eq!(
+            accept("application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1")
+                .form()
+                .unwrap(),
+            Form::Metadata
+        );
         assert_eq!(accept("*/*").form().unwrap(), Form::Object);
-        assert_eq!(accept("application/vnd.kubernetes.protobuf").form().unwrap_err().code, 406);
+        assert_eq!(
+            accept("application/vnd.kubernetes.protobuf")
+                .form()
+                .unwrap_err()
+                .code,
+            406
+        );
     }
 
     #[test]
     fn discovery_is_aggregated_on_request() {
-        let newer = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json";
+        let newer =
+            "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json";
         assert_eq!(accept(newer).aggregated(), Some("v2"));
         assert_eq!(accept("application/json, */*").aggregated(), None);
     }

@@ -31,22 +31,40 @@ pub(super) fn get(cluster: &Cluster, call: &Call) -> Result<Response<Body>, Fail
     }
 }
 
-pub(super) fn create(cluster: &Cluster, call: &Call, object: Value) -> Result<Response<Body>, Failure> {
+pub(super) fn create(
+    cluster: &Cluster,
+    call: &Call,
+    object: Value,
+) -> Result<Response<Body>, Failure> {
     let form = call.accept.form()?;
     let object = make(cluster, call, object, "Update")?;
-    Ok(answer(201, &shape(call.target.kind, form, &object, call, true)))
+    Ok(answer(
+        201,
+        &shape(call.target.kind, form, &object, call, true),
+    ))
 }
 
-fn make(cluster: &Cluster, call: &Call, mut object: Value, operation: &str) -> Result<Arc<Value>, Failure> {
+fn make(
+    cluster: &Cluster,
+    call: &Call,
+    mut object: Value,
+    operation: &str,
+) -> Result<Arc<Value>, Failure> {
     let target = &call.target;
     let kind = target.kind;
     check_type(kind, &target.namespace, "", &mut object)?;
     if kind.namespaced && target.namespace.is_empty() {
-        return Err(Failure::bad_request("an empty namespace may not be set during creation"));
+        return Err(Failure::bad_request(
+            "an empty namespace may not be set during creation",
+        ));
     }
     let prefix = text(&object, "/metadata/generateName").to_owned();
     if text(&object, "/metadata/name").is_empty() && !prefix.is_empty() {
-        let name = format!("{}{}", &prefix[..prefix.floor_char_boundary(58)], random_suffix(5));
+        let name = format!(
+            "{}{}",
+            &prefix[..prefix.floor_char_boundary(58)],
+            random_suffix(5)
+        );
         json::set(&mut object, &["metadata", "name"], json!(name));
     }
     if kind.namespaced {
@@ -64,7 +82,14 @@ fn make(cluster: &Cluster, call: &Call, mut object: Value, operation: &str) -> R
         }
     }
     let metadata = json::object(&mut object, "metadata");
-    for field in ["uid", "resourceVersion", "creationTimestamp", "deletionTimestamp", "selfLink", "generation"] {
+    for field in [
+        "uid",
+        "resourceVersion",
+        "creationTimestamp",
+        "deletionTimestamp",
+        "selfLink",
+        "generation",
+    ] {
         metadata.remove(field);
     }
     if operation == "Update" {
@@ -80,14 +105,26 @@ fn make(cluster: &Cluster, call: &Call, mut object: Value, operation: &str) -> R
         if cluster.store.get(kind, &target.namespace, &name).is_some() {
             return Err(Failure::exists(kind, &name));
         }
-        json::set(&mut object, &["metadata", "uid"], json!(uuid::Uuid::new_v4().to_string()));
-        json::set(&mut object, &["metadata", "creationTimestamp"], json!(json::now()));
+        json::set(
+            &mut object,
+            &["metadata", "uid"],
+            json!(uuid::Uuid::new_v4().to_string()),
+        );
+        json::set(
+            &mut object,
+            &["metadata", "creationTimestamp"],
+            json!(json::now()),
+        );
         return Ok(Arc::new(object));
     }
     cluster.store.create(kind, object)
 }
 
-pub(super) fn update(cluster: &Cluster, call: &Call, mut body: Value) -> Result<Response<Body>, Failure> {
+pub(super) fn update(
+    cluster: &Cluster,
+    call: &Call,
+    mut body: Value,
+) -> Result<Response<Body>, Failure> {
     let target = &call.target;
     if target.subresource() == "scale" {
         return write(cluster, call, |_| Ok(body));
@@ -102,10 +139,13 @@ pub(super) fn patch(
     content_type: &str,
     body: &[u8],
 ) -> Result<Response<Body>, Failure> {
-    let broken = |error: &dyn std::fmt::Display| Failure::bad_request(format!("error decoding patch: {error}"));
+    let broken = |error: &dyn std::fmt::Display| {
+        Failure::bad_request(format!("error decoding patch: {error}"))
+    };
     match content_type {
         "application/json-patch+json" => {
-            let steps: json_patch::Patch = serde_json::from_slice(body).map_err(|error| broken(&error))?;
+            let steps: json_patch::Patch =
+                serde_json::from_slice(body).map_err(|error| broken(&error))?;
             write(cluster, call, |view| {
                 let mut view = view.clone();
                 json_patch::patch(&mut view, &steps)
@@ -114,7 +154,8 @@ pub(super) fn patch(
             })
         }
         "application/merge-patch+json" => {
-            let patch = super::parse(body, "application/json").map_err(|error| broken(&error.to_json()["message"]))?;
+            let patch = super::parse(body, "application/json")
+                .map_err(|error| broken(&error.to_json()["message"]))?;
             write(cluster, call, |view| {
                 let mut view = view.clone();
                 json_patch::merge(&mut view, &patch);
@@ -148,26 +189,37 @@ pub(super) fn patch(
 fn apply(cluster: &Cluster, call: &Call, mut config: Value) -> Result<Response<Body>, Failure> {
     let target = &call.target;
     if call.query.get("fieldManager").is_none_or(str::is_empty) {
-        return Err(Failure::bad_request("PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch"));
+        return Err(Failure::bad_request(
+            "PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch",
+        ));
     }
     check_type(target.kind, &target.namespace, &target.name, &mut config)?;
-    if config.pointer("/metadata/managedFields").is_some_and(|fields| !fields.is_null()) {
+    if config
+        .pointer("/metadata/managedFields")
+        .is_some_and(|fields| !fields.is_null())
+    {
         return Err(Failure::bad_request("metadata.managedFields must be nil"));
     }
     let force = call.query.flag("force");
     let sub = target.subresource();
-    let exists = cluster.store.get(target.kind, &target.namespace, &target.name).is_some();
+    let exists = cluster
+        .store
+        .get(target.kind, &target.namespace, &target.name)
+        .is_some();
     if !exists {
         if !sub.is_empty() {
             return Err(Failure::not_found(target.kind, &target.name));
         }
         let form = call.accept.form()?;
-        let live = json!({"apiVersion": config["apiVersion"], "kind": config["kind"], "metadata": {}});
+        let live =
+            json!({"apiVersion": config["apiVersion"], "kind": config["kind"], "metadata": {}});
         let made = patch::fields::apply(&live, &config, &call.manager, force, sub)?;
         let object = make(cluster, call, made, "Apply")?;
         return Ok(answer(201, &shape(target.kind, form, &object, call, true)));
     }
-    write_with(cluster, call, false, |view| patch::fields::apply(view, &config, &call.manager, force, sub))
+    write_with(cluster, call, false, |view| {
+        patch::fields::apply(view, &config, &call.manager, force, sub)
+    })
 }
 
 fn write(
@@ -191,30 +243,46 @@ fn write_with(
     let kind = target.kind;
     let sub = target.subresource();
     let mut shown = None;
-    let written = cluster.store.update(kind, &target.namespace, &target.name, |old| {
-        let view = if sub == "scale" { scale_of(old) } else { old.clone() };
-        let changed = change(&view)?;
-        let version = text(&changed, "/metadata/resourceVersion");
-        if !version.is_empty() && version != text(old, "/metadata/resourceVersion") {
-            return Err(Failure::modified(kind, &target.name));
-        }
-        let uid = text(&changed, "/metadata/uid");
-        if !uid.is_empty() && uid != text(old, "/metadata/uid") {
-            return Err(Failure::conflict(kind, &target.name, "Precondition failed: UID in precondition does not match"));
-        }
-        let mut new = settle(kind, sub, old, changed)?;
-        if record {
-            patch::fields::record(old, &mut new, &call.manager, sub);
-        }
-        if dry {
-            shown = Some(Arc::new(new));
-            return Ok(Decision::Put(old.clone()));
-        }
-        let done = new.pointer("/metadata/deletionTimestamp").is_some_and(|time| !time.is_null())
-            && json::items(&new, "/metadata/finalizers").is_empty()
-            && !json::items(old, "/metadata/finalizers").is_empty();
-        Ok(if done { Decision::Remove(new) } else { Decision::Put(new) })
-    })?;
+    let written = cluster
+        .store
+        .update(kind, &target.namespace, &target.name, |old| {
+            let view = if sub == "scale" {
+                scale_of(old)
+            } else {
+                old.clone()
+            };
+            let changed = change(&view)?;
+            let version = text(&changed, "/metadata/resourceVersion");
+            if !version.is_empty() && version != text(old, "/metadata/resourceVersion") {
+                return Err(Failure::modified(kind, &target.name));
+            }
+            let uid = text(&changed, "/metadata/uid");
+            if !uid.is_empty() && uid != text(old, "/metadata/uid") {
+                return Err(Failure::conflict(
+                    kind,
+                    &target.name,
+                    "Precondition failed: UID in precondition does not match",
+                ));
+            }
+            let mut new = settle(kind, sub, old, changed)?;
+            if record {
+                patch::fields::record(old, &mut new, &call.manager, sub);
+            }
+            if dry {
+                shown = Some(Arc::new(new));
+                return Ok(Decision::Put(old.clone()));
+            }
+            let done = new
+                .pointer("/metadata/deletionTimestamp")
+                .is_some_and(|time| !time.is_null())
+                && json::items(&new, "/metadata/finalizers").is_empty()
+                && !json::items(old, "/metadata/finalizers").is_empty();
+            Ok(if done {
+                Decision::Remove(new)
+            } else {
+                Decision::Put(new)
+            })
+        })?;
     let object = shown.unwrap_or(written);
     if sub == "scale" {
         return Ok(answer(200, &scale_of(&object)));
@@ -230,7 +298,11 @@ fn settle(kind: &'static Kind, sub: &str, old: &Value, changed: Value) -> Result
             return Err(Failure::invalid(
                 kind,
                 text(old, "/metadata/name"),
-                &[("spec.replicas".to_owned(), "FieldValueInvalid", format!("Invalid value: {replicas}: must be greater than or equal to 0"))],
+                &[(
+                    "spec.replicas".to_owned(),
+                    "FieldValueInvalid",
+                    format!("Invalid value: {replicas}: must be greater than or equal to 0"),
+                )],
             ));
         }
         let mut new = old.clone();
@@ -242,7 +314,16 @@ fn settle(kind: &'static Kind, sub: &str, old: &Value, changed: Value) -> Result
     for field in ["apiVersion", "kind"] {
         json::set(&mut new, &[field], old[field].clone());
     }
-    let keep = ["name", "namespace", "uid", "creationTimestamp", "resourceVersion", "generation", "deletionTimestamp", "deletionGracePeriodSeconds"];
+    let keep = [
+        "name",
+        "namespace",
+        "uid",
+        "creationTimestamp",
+        "resourceVersion",
+        "generation",
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+    ];
     for field in keep {
         match old["metadata"].get(field) {
             Some(value) => json::set(&mut new, &["metadata", field], value.clone()),
@@ -257,7 +338,11 @@ fn settle(kind: &'static Kind, sub: &str, old: &Value, changed: Value) -> Result
             json::set(&mut with_status, &["status"], status.clone());
         }
         if let Some(fields) = new.pointer("/metadata/managedFields") {
-            json::set(&mut with_status, &["metadata", "managedFields"], fields.clone());
+            json::set(
+                &mut with_status,
+                &["metadata", "managedFields"],
+                fields.clone(),
+            );
         }
         return Ok(with_status);
     }
@@ -304,11 +389,15 @@ fn check_type(kind: &Kind, namespace: &str, name: &str, object: &mut Value) -> R
     let given = text(object, "/metadata/namespace").to_owned();
     if kind.namespaced {
         if !given.is_empty() && given != namespace {
-            return Err(Failure::bad_request("the namespace of the provided object does not match the namespace sent on the request"));
+            return Err(Failure::bad_request(
+                "the namespace of the provided object does not match the namespace sent on the request",
+            ));
         }
         json::set(object, &["metadata", "namespace"], json!(namespace));
     } else if !given.is_empty() {
-        return Err(Failure::bad_request("namespace is not allowed on this type"));
+        return Err(Failure::bad_request(
+            "namespace is not allowed on this type",
+        ));
     } else {
         json::remove(object, &["metadata", "namespace"]);
     }
@@ -332,7 +421,13 @@ fn scale_of(object: &Value) -> Value {
         .map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default()))
         .collect();
     let mut metadata = json!({});
-    for field in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
+    for field in [
+        "name",
+        "namespace",
+        "uid",
+        "resourceVersion",
+        "creationTimestamp",
+    ] {
         metadata[field] = object["metadata"][field].clone();
     }
     json!({
@@ -346,5 +441,7 @@ fn scale_of(object: &Value) -> Value {
 pub(crate) fn random_suffix(length: usize) -> String {
     const LETTERS: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
     let mut rng = rand::rng();
-    (0..length).map(|_| char::from(LETTERS[rng.random_range(0..LETTERS.len())])).collect()
+    (0..length)
+        .map(|_| char::from(LETTERS[rng.random_range(0..LETTERS.len())]))
+        .collect()
 }

@@ -87,10 +87,16 @@ static TABLE: LazyLock<HashMap<&'static str, HashMap<u64, Field>>> = LazyLock::n
         };
         for field in fields.split(',').map(str::trim) {
             let mut words = field.split(' ');
-            let (Some(number), Some(name), Some(of)) = (words.next(), words.next(), words.next()) else { continue };
+            let (Some(number), Some(name), Some(of)) = (words.next(), words.next(), words.next())
+            else {
+                continue;
+            };
             let repeated = number.ends_with('*');
             if let Ok(number) = number.trim_end_matches('*').parse() {
-                table.entry(message).or_default().insert(number, Field { name, of, repeated });
+                table
+                    .entry(message)
+                    .or_default()
+                    .insert(number, Field { name, of, repeated });
             }
         }
     }
@@ -133,7 +139,9 @@ fn unsupported(message: &str, field: u64) -> Failure {
     Failure::new(
         415,
         "UnsupportedMediaType",
-        format!("the body was sent as protobuf with {message} (field {field}), which is understood here as application/json only"),
+        format!(
+            "the body was sent as protobuf with {message} (field {field}), which is understood here as application/json only"
+        ),
     )
 }
 
@@ -158,8 +166,12 @@ fn put(out: &mut Map<String, Value>, field: &Field, wire: Wire<'_>) -> Result<()
     let broken = || Failure::bad_request(format!("the field {} is malformed", field.name));
     let value = match (field.of, wire) {
         ("skip", _) => return Ok(()),
-        ("int" | "int!", Wire::Number(number)) if number != 0 || field.of == "int!" => json!(number.cast_signed()),
-        ("bool" | "bool!", Wire::Number(number)) if number != 0 || field.of == "bool!" => json!(number != 0),
+        ("int" | "int!", Wire::Number(number)) if number != 0 || field.of == "int!" => {
+            json!(number.cast_signed())
+        }
+        ("bool" | "bool!", Wire::Number(number)) if number != 0 || field.of == "bool!" => {
+            json!(number != 0)
+        }
         (_, Wire::Number(_)) => return Ok(()),
         ("string", Wire::Bytes(bytes)) => {
             let text = std::str::from_utf8(bytes).map_err(|_| broken())?;
@@ -205,7 +217,9 @@ fn put(out: &mut Map<String, Value>, field: &Field, wire: Wire<'_>) -> Result<()
 fn entry(bytes: &[u8], of: &str) -> Result<(String, String), Failure> {
     let (mut key, mut value) = (String::new(), String::new());
     each(bytes, |number, wire| {
-        let Wire::Bytes(bytes) = wire else { return Ok(()) };
+        let Wire::Bytes(bytes) = wire else {
+            return Ok(());
+        };
         match (number, of) {
             (1, _) => key = String::from_utf8_lossy(bytes).into_owned(),
             (2, "bytesmap") => value = crate::pki::base64(bytes),
@@ -250,7 +264,9 @@ fn each<'a>(
         let wire = match key & 7 {
             0 => Wire::Number(varint(&mut bytes).ok_or_else(broken)?),
             2 => {
-                let length = varint(&mut bytes).and_then(|length| usize::try_from(length).ok()).ok_or_else(broken)?;
+                let length = varint(&mut bytes)
+                    .and_then(|length| usize::try_from(length).ok())
+                    .ok_or_else(broken)?;
                 let (value, rest) = bytes.split_at_checked(length).ok_or_else(broken)?;
                 bytes = rest;
                 Wire::Bytes(value)
@@ -291,7 +307,10 @@ mod tests {
     #[test]
     fn a_config_map_as_kubectl_sends_it() {
         let object = decode(CONFIG_MAP).unwrap();
-        assert_eq!(object, json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "x"}, "data": {"a": "b"}}));
+        assert_eq!(
+            object,
+            json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "x"}, "data": {"a": "b"}})
+        );
     }
 
     #[test]
@@ -300,8 +319,16 @@ mod tests {
             let _ = decode(&CONFIG_MAP[..end]);
         }
         assert_eq!(decode(b"{}").unwrap_err().code, 400);
-        assert_eq!(decode(b"k8s\0\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01").unwrap_err().code, 400);
-        assert_eq!(decode(b"k8s\0\x0a\x08\x12\x06Widget").unwrap_err().code, 415);
+        assert_eq!(
+            decode(b"k8s\0\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01")
+                .unwrap_err()
+                .code,
+            400
+        );
+        assert_eq!(
+            decode(b"k8s\0\x0a\x08\x12\x06Widget").unwrap_err().code,
+            415
+        );
     }
 
     #[test]
@@ -312,10 +339,26 @@ mod tests {
 
     #[test]
     fn every_type_of_the_table_is_in_the_table() {
-        const SCALARS: &[&str] =
-            &["string", "int", "int!", "bool", "bool!", "map", "bytesmap", "quantitymap", "inline", "skip", "raw", "IntOrString"];
+        const SCALARS: &[&str] = &[
+            "string",
+            "int",
+            "int!",
+            "bool",
+            "bool!",
+            "map",
+            "bytesmap",
+            "quantitymap",
+            "inline",
+            "skip",
+            "raw",
+            "IntOrString",
+        ];
         for field in TABLE.values().flat_map(HashMap::values) {
-            assert!(SCALARS.contains(&field.of) || TABLE.contains_key(field.of), "{}", field.of);
+            assert!(
+                SCALARS.contains(&field.of) || TABLE.contains_key(field.of),
+                "{}",
+                field.of
+            );
         }
     }
 }

@@ -40,7 +40,10 @@ pub(super) fn serve(cluster: &Arc<Cluster>, call: &Call) -> Result<Response<Body
     let kind = call.target.kind;
     let selectors = Selectors::parse(kind, &call.query)?.and_name(&call.target.name);
     let from: Option<u64> = call.query.number("resourceVersion")?;
-    let timeout: Option<u64> = call.query.number("timeoutSeconds")?.filter(|seconds| *seconds > 0);
+    let timeout: Option<u64> = call
+        .query
+        .number("timeoutSeconds")?
+        .filter(|seconds| *seconds > 0);
     let timeout = timeout.unwrap_or_else(|| rand::rng().random_range(1800..3600));
     let wants_bookmarks = call.query.flag("allowWatchBookmarks");
     let initial = call.query.get("sendInitialEvents");
@@ -97,7 +100,8 @@ impl Watch {
     }
 
     fn replay(&mut self) {
-        let namespace = Some(self.call.target.namespace.as_str()).filter(|namespace| !namespace.is_empty());
+        let namespace =
+            Some(self.call.target.namespace.as_str()).filter(|namespace| !namespace.is_empty());
         let (revision, objects) = self.cluster.store.list(self.kind(), namespace);
         self.revision = revision;
         for object in objects {
@@ -159,10 +163,15 @@ impl Watch {
     /// A change as this watch sees it: an object may come and go by ceasing to match.
     fn tell(&mut self, change: &Change) {
         let namespace = self.call.target.namespace.as_str();
-        if !namespace.is_empty() && crate::json::text(&change.last, "/metadata/namespace") != namespace {
+        if !namespace.is_empty()
+            && crate::json::text(&change.last, "/metadata/namespace") != namespace
+        {
             return;
         }
-        let before = change.old.as_ref().is_some_and(|old| self.selectors.match_object(old));
+        let before = change
+            .old
+            .as_ref()
+            .is_some_and(|old| self.selectors.match_object(old));
         let after = !change.deleted && self.selectors.match_object(&change.last);
         let kind = match (before, after) {
             (false, false) => return,
@@ -174,7 +183,13 @@ impl Watch {
     }
 
     fn push(&mut self, kind: &str, object: &Arc<Value>) {
-        let object = shape(self.kind(), self.form, object, &self.call, !self.columns_sent);
+        let object = shape(
+            self.kind(),
+            self.form,
+            object,
+            &self.call,
+            !self.columns_sent,
+        );
         self.columns_sent = true;
         self.line(kind, &object);
     }
@@ -183,7 +198,8 @@ impl Watch {
         if let Some(interval) = self.bookmarks {
             self.next_bookmark = Instant::now() + interval;
         }
-        let mut metadata = json!({"resourceVersion": self.revision.to_string(), "creationTimestamp": null});
+        let mut metadata =
+            json!({"resourceVersion": self.revision.to_string(), "creationTimestamp": null});
         if initial {
             metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});
         }
@@ -204,6 +220,7 @@ impl Watch {
     }
 
     fn line(&mut self, kind: &str, object: &Value) {
-        self.pending.push_back(format!("{{\"type\":\"{kind}\",\"object\":{object}}}\n").into());
+        self.pending
+            .push_back(format!("{{\"type\":\"{kind}\",\"object\":{object}}}\n").into());
     }
 }

@@ -28,14 +28,27 @@ pub(crate) fn record(old: &Value, new: &mut Value, manager: &str, sub: &str) {
         entry["fieldsV1"] = Value::Object(fields);
     }
     if !written.is_empty() {
-        put(&mut entries, manager, "Update", sub, text(new, "/apiVersion"), |fields| union(&fields, &written));
+        put(
+            &mut entries,
+            manager,
+            "Update",
+            sub,
+            text(new, "/apiVersion"),
+            |fields| union(&fields, &written),
+        );
     }
     entries.retain(|entry| !fields_of(entry).is_empty());
     json::set(new, &["metadata", "managedFields"], json!(entries));
 }
 
 /// Server-side apply: `config` is all that `manager` wants to say about the object.
-pub(crate) fn apply(live: &Value, config: &Value, manager: &str, force: bool, sub: &str) -> Result<Value, Failure> {
+pub(crate) fn apply(
+    live: &Value,
+    config: &Value,
+    manager: &str,
+    force: bool,
+    sub: &str,
+) -> Result<Value, Failure> {
     let applied = owned(config);
     let mut entries = items(live, "/metadata/managedFields").to_vec();
     let mut conflicts = Vec::new();
@@ -47,7 +60,12 @@ pub(crate) fn apply(live: &Value, config: &Value, manager: &str, force: bool, su
             prior = fields;
             continue;
         }
-        let contested = differing(&intersection(&applied, &fields), Some(live), Some(config), "");
+        let contested = differing(
+            &intersection(&applied, &fields),
+            Some(live),
+            Some(config),
+            "",
+        );
         if contested.is_empty() {
             others = union(&others, &fields);
         } else if force {
@@ -65,7 +83,11 @@ pub(crate) fn apply(live: &Value, config: &Value, manager: &str, force: bool, su
     }
     let mut new = live.clone();
     lay_over(&mut new, config, "");
-    cut(&mut new, &difference(&difference(&prior, &applied), &others), "");
+    cut(
+        &mut new,
+        &difference(&difference(&prior, &applied), &others),
+        "",
+    );
     let version = text(config, "/apiVersion").to_owned();
     put(&mut entries, manager, "Apply", sub, &version, |_| applied);
     entries.retain(|entry| !fields_of(entry).is_empty());
@@ -80,10 +102,20 @@ fn conflict(conflicts: &[(String, String)]) -> Failure {
             json!({"reason": "FieldManagerConflict", "message": format!("conflict with {manager:?}"), "field": path})
         })
         .collect();
-    let said: Vec<String> = conflicts.iter().map(|(manager, path)| format!("conflict with {manager:?}: {path}")).collect();
+    let said: Vec<String> = conflicts
+        .iter()
+        .map(|(manager, path)| format!("conflict with {manager:?}: {path}"))
+        .collect();
     let (count, plural) = (conflicts.len(), if conflicts.len() == 1 { "" } else { "s" });
-    Failure::new(409, "Conflict", format!("Apply failed with {count} conflict{plural}: {}", said.join(", ")))
-        .details(json!({"causes": causes}))
+    Failure::new(
+        409,
+        "Conflict",
+        format!(
+            "Apply failed with {count} conflict{plural}: {}",
+            said.join(", ")
+        ),
+    )
+    .details(json!({"causes": causes}))
 }
 
 /// The fields of an object that can be owned.
@@ -93,7 +125,16 @@ fn owned(object: &Value) -> Set {
         set.remove(field);
     }
     if let Some(metadata) = set.get_mut("f:metadata").and_then(Value::as_object_mut) {
-        metadata.retain(|field, _| matches!(field.as_str(), "f:labels" | "f:annotations" | "f:finalizers" | "f:ownerReferences" | "f:generateName"));
+        metadata.retain(|field, _| {
+            matches!(
+                field.as_str(),
+                "f:labels"
+                    | "f:annotations"
+                    | "f:finalizers"
+                    | "f:ownerReferences"
+                    | "f:generateName"
+            )
+        });
         if metadata.is_empty() {
             set.remove("f:metadata");
         }
@@ -137,8 +178,15 @@ fn item_key(field: &str, list: &[Value], item: &Value) -> Option<String> {
         ListKind::Map(keys) => {
             let mut id = Map::new();
             for key in keys {
-                let missing = if *key == "protocol" { json!("TCP") } else { Value::Null };
-                id.insert((*key).to_owned(), item.get(*key).cloned().unwrap_or(missing));
+                let missing = if *key == "protocol" {
+                    json!("TCP")
+                } else {
+                    Value::Null
+                };
+                id.insert(
+                    (*key).to_owned(),
+                    item.get(*key).cloned().unwrap_or(missing),
+                );
             }
             Some(format!("k:{}", Value::Object(id)))
         }
@@ -149,14 +197,19 @@ fn item_key(field: &str, list: &[Value], item: &Value) -> Option<String> {
 fn child<'a>(value: Option<&'a Value>, field: &str, key: &str) -> Option<&'a Value> {
     match (value?, key.strip_prefix("f:")) {
         (Value::Object(map), Some(name)) => map.get(name),
-        (Value::Array(list), None) => list.iter().find(|item| item_key(field, list, item).as_deref() == Some(key)),
+        (Value::Array(list), None) => list
+            .iter()
+            .find(|item| item_key(field, list, item).as_deref() == Some(key)),
         _ => None,
     }
 }
 
 /// The leaves of the new set that are new or whose value is another.
 fn changed(before: &Set, after: &Set, old: &Value, new: &Value) -> Set {
-    union(&difference(after, before), &differing(&intersection(after, before), Some(old), Some(new), ""))
+    union(
+        &difference(after, before),
+        &differing(&intersection(after, before), Some(old), Some(new), ""),
+    )
 }
 
 /// The leaves of a set at which two values differ.
@@ -217,7 +270,9 @@ fn intersection(one: &Set, other: &Set) -> Set {
     let mut out = Set::new();
     for (key, value) in one {
         let left = value.as_object().cloned().unwrap_or_default();
-        let Some(right) = other.get(key).and_then(Value::as_object) else { continue };
+        let Some(right) = other.get(key).and_then(Value::as_object) else {
+            continue;
+        };
         if left.is_empty() || right.is_empty() {
             out.insert(key.clone(), json!({}));
         } else {
@@ -236,7 +291,10 @@ fn paths(set: &Set, prefix: String, tell: &mut dyn FnMut(String)) {
             Some(("f", name)) => format!("{prefix}.{name}"),
             Some(("k", keys)) => {
                 let keys: Map<String, Value> = serde_json::from_str(keys).unwrap_or_default();
-                let said: Vec<String> = keys.iter().map(|(key, value)| format!("{key}={value}")).collect();
+                let said: Vec<String> = keys
+                    .iter()
+                    .map(|(key, value)| format!("{key}={value}"))
+                    .collect();
                 format!("{prefix}[{}]", said.join(","))
             }
             _ => format!("{prefix}[{key}]"),
@@ -261,10 +319,14 @@ fn lay_over(live: &mut Value, config: &Value, field: &str) {
             if !live.is_array() {
                 *live = json!([]);
             }
-            let Some(target) = live.as_array_mut() else { return };
+            let Some(target) = live.as_array_mut() else {
+                return;
+            };
             for item in list {
                 let key = item_key(field, list, item);
-                let found = target.iter().position(|one| item_key(field, list, one) == key);
+                let found = target
+                    .iter()
+                    .position(|one| item_key(field, list, one) == key);
                 match found {
                     Some(at) => lay_over(&mut target[at], item, ""),
                     None => target.push(item.clone()),
@@ -278,10 +340,14 @@ fn lay_over(live: &mut Value, config: &Value, field: &str) {
 /// Takes away the fields of a set.
 fn cut(value: &mut Value, set: &Set, field: &str) {
     for (key, inner) in set.iter().filter(|(key, _)| *key != ".") {
-        let below = inner.as_object().filter(|inner| !inner.is_empty() && !inner.contains_key("."));
+        let below = inner
+            .as_object()
+            .filter(|inner| !inner.is_empty() && !inner.contains_key("."));
         match value {
             Value::Object(map) => {
-                let Some(name) = key.strip_prefix("f:") else { continue };
+                let Some(name) = key.strip_prefix("f:") else {
+                    continue;
+                };
                 match below {
                     Some(below) => {
                         if let Some(child) = map.get_mut(name) {
@@ -294,7 +360,9 @@ fn cut(value: &mut Value, set: &Set, field: &str) {
                 }
             }
             Value::Array(list) => {
-                let at = list.iter().position(|item| item_key(field, list, item).as_deref() == Some(key));
+                let at = list
+                    .iter()
+                    .position(|item| item_key(field, list, item).as_deref() == Some(key));
                 match (at, below) {
                     (Some(at), Some(below)) => cut(&mut list[at], below, ""),
                     (Some(at), None) => {
@@ -309,11 +377,17 @@ fn cut(value: &mut Value, set: &Set, field: &str) {
 }
 
 fn fields_of(entry: &Value) -> Set {
-    entry.get("fieldsV1").and_then(Value::as_object).cloned().unwrap_or_default()
+    entry
+        .get("fieldsV1")
+        .and_then(Value::as_object)
+        .cloned()
+        .unwrap_or_default()
 }
 
 fn is(entry: &Value, manager: &str, operation: &str, sub: &str) -> bool {
-    text(entry, "/manager") == manager && text(entry, "/operation") == operation && text(entry, "/subresource") == sub
+    text(entry, "/manager") == manager
+        && text(entry, "/operation") == operation
+        && text(entry, "/subresource") == sub
 }
 
 fn put(
@@ -324,8 +398,13 @@ fn put(
     version: &str,
     change: impl FnOnce(Set) -> Set,
 ) {
-    let at = entries.iter().position(|entry| is(entry, manager, operation, sub));
-    let before = at.map(|at| entries.remove(at)).map(|entry| fields_of(&entry)).unwrap_or_default();
+    let at = entries
+        .iter()
+        .position(|entry| is(entry, manager, operation, sub));
+    let before = at
+        .map(|at| entries.remove(at))
+        .map(|entry| fields_of(&entry))
+        .unwrap_or_default();
     let mut entry = json!({
         "manager": manager, "operation": operation, "apiVersion": version, "time": json::now(),
         "fieldsType": "FieldsV1", "fieldsV1": change(before),
@@ -346,28 +425,56 @@ mod tests {
 
     #[test]
     fn a_field_no_longer_applied_goes_away() {
-        let one = apply(&config(json!({"theirs": "1"})), &config(json!({"a": "1", "b": "2"})), "me", false, "").unwrap();
+        let one = apply(
+            &config(json!({"theirs": "1"})),
+            &config(json!({"a": "1", "b": "2"})),
+            "me",
+            false,
+            "",
+        )
+        .unwrap();
         let two = apply(&one, &config(json!({"a": "1"})), "me", false, "").unwrap();
         assert_eq!(two["data"], json!({"a": "1", "theirs": "1"}));
     }
 
     #[test]
     fn another_managers_value_is_a_conflict_until_forced() {
-        let one = apply(&config(json!({})), &config(json!({"a": "1"})), "me", false, "").unwrap();
-        let refused = apply(&one, &config(json!({"a": "2"})), "you", false, "").unwrap_err().to_json();
-        assert_eq!(refused["message"], "Apply failed with 1 conflict: conflict with \"me\": .data.a");
+        let one = apply(
+            &config(json!({})),
+            &config(json!({"a": "1"})),
+            "me",
+            false,
+            "",
+        )
+        .unwrap();
+        let refused = apply(&one, &config(json!({"a": "2"})), "you", false, "")
+            .unwrap_err()
+            .to_json();
+        assert_eq!(
+            refused["message"],
+            "Apply failed with 1 conflict: conflict with \"me\": .data.a"
+        );
         let agreed = apply(&one, &config(json!({"a": "1"})), "you", false, "").unwrap();
         assert_eq!(items(&agreed, "/metadata/managedFields").len(), 2);
         let forced = apply(&one, &config(json!({"a": "2"})), "you", true, "").unwrap();
         assert_eq!(forced["data"]["a"], "2");
-        let managers: Vec<&str> =
-            items(&forced, "/metadata/managedFields").iter().map(|entry| text(entry, "/manager")).collect();
+        let managers: Vec<&str> = items(&forced, "/metadata/managedFields")
+            .iter()
+            .map(|entry| text(entry, "/manager"))
+            .collect();
         assert_eq!(managers, ["you"]);
     }
 
     #[test]
     fn an_update_takes_over_what_it_changes() {
-        let old = apply(&config(json!({})), &config(json!({"a": "1", "b": "1"})), "me", false, "").unwrap();
+        let old = apply(
+            &config(json!({})),
+            &config(json!({"a": "1", "b": "1"})),
+            "me",
+            false,
+            "",
+        )
+        .unwrap();
         let mut new = old.clone();
         new["data"]["a"] = json!("2");
         record(&old, &mut new, "edit", "");
@@ -379,8 +486,25 @@ mod tests {
     #[test]
     fn list_items_are_owned_by_key() {
         let pod = |containers: Value| json!({"apiVersion": "v1", "kind": "Pod", "spec": {"containers": containers}});
-        let one = apply(&json!({}), &pod(json!([{"name": "a", "image": "x"}, {"name": "b", "image": "y"}])), "me", false, "").unwrap();
-        let two = apply(&one, &pod(json!([{"name": "a", "image": "z"}])), "me", false, "").unwrap();
-        assert_eq!(two["spec"]["containers"], json!([{"name": "a", "image": "z"}]));
+        let one = apply(
+            &json!({}),
+            &pod(json!([{"name": "a", "image": "x"}, {"name": "b", "image": "y"}])),
+            "me",
+            false,
+            "",
+        )
+        .unwrap();
+        let two = apply(
+            &one,
+            &pod(json!([{"name": "a", "image": "z"}])),
+            "me",
+            false,
+            "",
+        )
+        .unwrap();
+        assert_eq!(
+            two["spec"]["containers"],
+            json!([{"name": "a", "image": "z"}])
+        );
     }
 }

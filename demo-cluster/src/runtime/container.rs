@@ -19,11 +19,7 @@ use super::{
     process::{Input, Output, Process},
     report,
 };
-use crate::{
-    Cluster, json,
-    json::text,
-    logs::Log,
-};
+use crate::{Cluster, json, json::text, logs::Log};
 
 /// Bytes read at once from a process.
 const READ: usize = 64 << 10;
@@ -81,7 +77,13 @@ impl Container {
             exit: None,
             env: BTreeMap::new(),
         };
-        Self { name, spec, directory, log_bytes, inner: Mutex::new(inner) }
+        Self {
+            name,
+            spec,
+            directory,
+            log_bytes,
+            inner: Mutex::new(inner),
+        }
     }
 
     pub(crate) fn log(&self) -> Option<Arc<Log>> {
@@ -109,7 +111,10 @@ impl Container {
         }
         let (sender, output) = mpsc::channel(16);
         inner.attached.push(sender);
-        Some(Attached { output, input: inner.input.clone() })
+        Some(Attached {
+            output,
+            input: inner.input.clone(),
+        })
     }
 
     /// The exit code of the process that ended last.
@@ -132,7 +137,12 @@ impl Container {
 }
 
 /// Starts the process of a container, waits for its end, and starts it again, until the pod ends.
-pub(super) async fn supervise(cluster: Arc<Cluster>, pod: Arc<Pod>, container: Arc<Container>, object: Arc<Value>) {
+pub(super) async fn supervise(
+    cluster: Arc<Cluster>,
+    pod: Arc<Pod>,
+    container: Arc<Container>,
+    object: Arc<Value>,
+) {
     let mut pause = Duration::ZERO;
     loop {
         let began = Instant::now();
@@ -152,11 +162,17 @@ pub(super) async fn supervise(cluster: Arc<Cluster>, pod: Arc<Pod>, container: A
             pause = Duration::ZERO;
         }
         if !pause.is_zero() {
-            let message = format!("back-off {}s restarting failed container={} pod={}", pause.as_secs(), container.name, pod.name);
+            let message = format!(
+                "back-off {}s restarting failed container={} pod={}",
+                pause.as_secs(),
+                container.name,
+                pod.name
+            );
             {
                 let mut inner = container.lock();
                 inner.last = std::mem::take(&mut inner.state);
-                inner.state = json!({"waiting": {"reason": "CrashLoopBackOff", "message": message}});
+                inner.state =
+                    json!({"waiting": {"reason": "CrashLoopBackOff", "message": message}});
             }
             report::status(&cluster, &pod);
             report::event(&cluster, &pod, "Warning", "BackOff", &message);
@@ -174,17 +190,31 @@ pub(super) async fn supervise(cluster: Arc<Cluster>, pod: Arc<Pod>, container: A
 async fn run_once(cluster: &Cluster, pod: &Pod, container: &Container, object: &Value) -> i32 {
     let spec = match environment::spec_of(cluster, pod, container, object) {
         Ok(spec) => spec,
-        Err(error) => return failed(cluster, pod, container, "CreateContainerConfigError", &error),
+        Err(error) => {
+            return failed(
+                cluster,
+                pod,
+                container,
+                "CreateContainerConfigError",
+                &error,
+            );
+        }
     };
     let count = container.lock().restarts;
-    let log = match Log::new(container.directory.join(format!("log-{count}")), container.log_bytes) {
+    let log = match Log::new(
+        container.directory.join(format!("log-{count}")),
+        container.log_bytes,
+    ) {
         Ok(log) => Arc::new(log),
         Err(error) => return failed(cluster, pod, container, "StartError", &error.to_string()),
     };
     let mut process = match Process::spawn(&spec) {
         Ok(process) => process,
         Err(error) => {
-            let message = format!("exec: {:?}: {error}", spec.argv.first().map_or("", String::as_str));
+            let message = format!(
+                "exec: {:?}: {error}",
+                spec.argv.first().map_or("", String::as_str)
+            );
             return failed(cluster, pod, container, "StartError", &message);
         }
     };
@@ -200,12 +230,21 @@ async fn run_once(cluster: &Cluster, pod: &Pod, container: &Container, object: &
         inner.input = spec.stdin.then(|| process.input.clone());
         inner.env = spec.env;
     }
-    report::event(cluster, pod, "Normal", "Started", &format!("Started container {}", container.name));
+    report::event(
+        cluster,
+        pod,
+        "Normal",
+        "Started",
+        &format!("Started container {}", container.name),
+    );
     report::status(cluster, pod);
 
     let (stdout, stderr) = (process.stdout.take(), process.stderr.take());
     let output = async {
-        tokio::join!(copy(container, &log, Channel::Stdout, stdout), copy(container, &log, Channel::Stderr, stderr));
+        tokio::join!(
+            copy(container, &log, Channel::Stdout, stdout),
+            copy(container, &log, Channel::Stderr, stderr)
+        );
     };
     let wait = async {
         tokio::select! {
@@ -245,7 +284,9 @@ async fn run_once(cluster: &Cluster, pod: &Pod, container: &Container, object: &
         status
     };
     log.close();
-    let (code, signal) = ended.as_ref().map_or((255, None), |status| (exit_code(*status), status.signal()));
+    let (code, signal) = ended
+        .as_ref()
+        .map_or((255, None), |status| (exit_code(*status), status.signal()));
     {
         let mut inner = container.lock();
         inner.running = false;
@@ -277,7 +318,13 @@ fn failed(cluster: &Cluster, pod: &Pod, container: &Container, reason: &str, mes
             json!({"waiting": {"reason": reason, "message": message}})
         };
     }
-    report::event(cluster, pod, "Warning", "Failed", &format!("Error: {message}"));
+    report::event(
+        cluster,
+        pod,
+        "Warning",
+        "Failed",
+        &format!("Error: {message}"),
+    );
     report::status(cluster, pod);
     128
 }
@@ -309,5 +356,7 @@ async fn copy(container: &Container, log: &Log, channel: Channel, output: Option
 
 /// 128 and the signal's number for a process that was killed, as shells have it.
 pub(crate) fn exit_code(status: ExitStatus) -> i32 {
-    status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(127))
+    status
+        .code()
+        .unwrap_or_else(|| 128 + status.signal().unwrap_or(127))
 }

@@ -17,11 +17,19 @@ use crate::{
 const DEFAULT: &str = "trap 'exit 0' TERM INT; while :; do sleep 3600 & wait $!; done";
 
 /// The process of a container, or why it cannot be made.
-pub(super) fn spec_of(cluster: &Cluster, pod: &Pod, container: &Container, object: &Value) -> Result<Spec, String> {
+pub(super) fn spec_of(
+    cluster: &Cluster,
+    pod: &Pod,
+    container: &Container,
+    object: &Value,
+) -> Result<Spec, String> {
     let spec = &container.spec;
     let env = environment(cluster, pod, container, object)?;
-    let mut argv: Vec<String> =
-        strings(spec, "/command").into_iter().chain(strings(spec, "/args")).map(|word| expand(word, &env)).collect();
+    let mut argv: Vec<String> = strings(spec, "/command")
+        .into_iter()
+        .chain(strings(spec, "/args"))
+        .map(|word| expand(word, &env))
+        .collect();
     let (stdin, tty) = (flag(spec, "/stdin"), flag(spec, "/tty"));
     if argv.is_empty() {
         argv = if stdin && tty {
@@ -30,7 +38,13 @@ pub(super) fn spec_of(cluster: &Cluster, pod: &Pod, container: &Container, objec
             vec!["sh".to_owned(), "-c".to_owned(), DEFAULT.to_owned()]
         };
     }
-    Ok(Spec { argv, env, directory: container.directory.join("root"), stdin, tty })
+    Ok(Spec {
+        argv,
+        env,
+        directory: container.directory.join("root"),
+        stdin,
+        tty,
+    })
 }
 
 pub(super) fn environment(
@@ -43,7 +57,10 @@ pub(super) fn environment(
     let root = container.directory.join("root");
     let mut env = BTreeMap::new();
     let mut put = |key: &str, value: String| env.insert(key.to_owned(), value);
-    put("PATH", std::env::var("PATH").unwrap_or_else(|_| "/usr/local/bin:/usr/bin:/bin".to_owned()));
+    put(
+        "PATH",
+        std::env::var("PATH").unwrap_or_else(|_| "/usr/local/bin:/usr/bin:/bin".to_owned()),
+    );
     put("HOME", path(&root));
     put("HOSTNAME", pod.name.clone());
     put("POD_NAME", pod.name.clone());
@@ -64,14 +81,23 @@ pub(super) fn environment(
             }
             match cluster.store.get(Kind::named(plural), &pod.namespace, name) {
                 Some(source) => {
-                    for key in members(&source, "/data").into_iter().flatten().map(|(key, _)| key) {
+                    for key in members(&source, "/data")
+                        .into_iter()
+                        .flatten()
+                        .map(|(key, _)| key)
+                    {
                         if let Some(value) = value_of(&source, key) {
                             env.insert(format!("{prefix}{key}"), value);
                         }
                     }
                 }
                 None if flag(from, &format!("/{field}/optional")) => {}
-                None => return Err(format!("{} {name:?} not found", Kind::named(plural).singular)),
+                None => {
+                    return Err(format!(
+                        "{} {name:?} not found",
+                        Kind::named(plural).singular
+                    ));
+                }
             }
         }
     }
@@ -95,8 +121,13 @@ pub(super) fn environment(
             env.insert(name, value);
             continue;
         }
-        for (plural, source) in [("configmaps", "configMapKeyRef"), ("secrets", "secretKeyRef")] {
-            let Some(from) = one.pointer(&format!("/valueFrom/{source}")) else { continue };
+        for (plural, source) in [
+            ("configmaps", "configMapKeyRef"),
+            ("secrets", "secretKeyRef"),
+        ] {
+            let Some(from) = one.pointer(&format!("/valueFrom/{source}")) else {
+                continue;
+            };
             let (of, key) = (text(from, "/name"), text(from, "/key"));
             let kind = Kind::named(plural);
             let found = cluster.store.get(kind, &pod.namespace, of);
@@ -105,8 +136,15 @@ pub(super) fn environment(
                     env.insert(name.clone(), value);
                 }
                 None if flag(from, "/optional") => {}
-                None if found.is_none() => return Err(format!("{} {of:?} not found", kind.singular)),
-                None => return Err(format!("couldn't find key {key} in {} {}/{of}", kind.kind, pod.namespace)),
+                None if found.is_none() => {
+                    return Err(format!("{} {of:?} not found", kind.singular));
+                }
+                None => {
+                    return Err(format!(
+                        "couldn't find key {key} in {} {}/{of}",
+                        kind.kind, pod.namespace
+                    ));
+                }
             }
         }
     }
@@ -119,7 +157,9 @@ fn value_of(source: &Value, key: &str) -> Option<String> {
     if text(source, "/kind") != "Secret" {
         return Some(value.to_owned());
     }
-    let bytes = base64::engine::general_purpose::STANDARD.decode(value).ok()?;
+    let bytes = base64::engine::general_purpose::STANDARD
+        .decode(value)
+        .ok()?;
     String::from_utf8(bytes).ok()
 }
 
@@ -135,7 +175,9 @@ fn expand(text: &str, env: &BTreeMap<String, String>) -> String {
             rest = after;
             continue;
         }
-        let name = rest.strip_prefix("$(").and_then(|inner| inner.split_once(')'));
+        let name = rest
+            .strip_prefix("$(")
+            .and_then(|inner| inner.split_once(')'));
         match name.and_then(|(name, after)| Some((env.get(name)?, after))) {
             Some((value, after)) => {
                 out.push_str(value);
@@ -162,7 +204,12 @@ mod tests {
     #[test]
     fn variables_expand_as_kubernetes_does_it() {
         let env = BTreeMap::from([("A".to_owned(), "1".to_owned())]);
-        for (text, said) in [("x$(A)y", "x1y"), ("$$(A)", "$(A)"), ("$(B) $A $(", "$(B) $A $("), ("$", "$")] {
+        for (text, said) in [
+            ("x$(A)y", "x1y"),
+            ("$$(A)", "$(A)"),
+            ("$(B) $A $(", "$(B) $A $("),
+            ("$", "$"),
+        ] {
             assert_eq!(expand(text, &env), said);
         }
     }

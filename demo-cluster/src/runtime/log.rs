@@ -16,12 +16,19 @@ use crate::{
 
 pub(crate) fn serve(cluster: &Cluster, call: &Call) -> Result<Response<Body>, Failure> {
     let query = &call.query;
-    let container = super::container(cluster, &call.target, query.get("container").unwrap_or_default())?;
+    let container = super::container(
+        cluster,
+        &call.target,
+        query.get("container").unwrap_or_default(),
+    )?;
     let since = match (query.get("sinceTime"), query.number::<i64>("sinceSeconds")?) {
-        (Some(time), _) => {
-            Some(parse_time(time).ok_or_else(|| Failure::bad_request(format!("invalid sinceTime {time:?}")))?)
+        (Some(time), _) => Some(
+            parse_time(time)
+                .ok_or_else(|| Failure::bad_request(format!("invalid sinceTime {time:?}")))?,
+        ),
+        (None, Some(seconds)) => {
+            Some(OffsetDateTime::now_utc() - Duration::seconds(seconds.clamp(0, 1 << 32)))
         }
-        (None, Some(seconds)) => Some(OffsetDateTime::now_utc() - Duration::seconds(seconds.clamp(0, 1 << 32))),
         (None, None) => None,
     };
     let previous = query.flag("previous");
@@ -32,7 +39,11 @@ pub(crate) fn serve(cluster: &Cluster, call: &Call) -> Result<Response<Body>, Fa
         since,
         limit: query.number("limitBytes")?,
     };
-    let log = if previous { container.previous_log() } else { container.log() };
+    let log = if previous {
+        container.previous_log()
+    } else {
+        container.log()
+    };
     let Some(log) = log else {
         let (name, pod) = (&container.name, &call.target.name);
         return Err(Failure::bad_request(if previous {

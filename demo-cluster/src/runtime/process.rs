@@ -67,20 +67,37 @@ impl Drop for Group {
 
 impl Process {
     pub(crate) fn spawn(spec: &Spec) -> io::Result<Self> {
-        let (program, arguments) =
-            spec.argv.split_first().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "no command"))?;
+        let (program, arguments) = spec
+            .argv
+            .split_first()
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "no command"))?;
         std::fs::create_dir_all(&spec.directory)?;
         let mut command = tokio::process::Command::new(program);
-        command.args(arguments).env_clear().envs(&spec.env).current_dir(&spec.directory).kill_on_drop(true);
-        if spec.tty { Self::on_terminal(command) } else { Self::on_pipes(command, spec.stdin) }
+        command
+            .args(arguments)
+            .env_clear()
+            .envs(&spec.env)
+            .current_dir(&spec.directory)
+            .kill_on_drop(true);
+        if spec.tty {
+            Self::on_terminal(command)
+        } else {
+            Self::on_pipes(command, spec.stdin)
+        }
     }
 
     fn on_pipes(mut command: tokio::process::Command, stdin: bool) -> io::Result<Self> {
         let input = if stdin { Stdio::piped() } else { Stdio::null() };
-        let mut child =
-            command.stdin(input).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).spawn()?;
-        for pipe in [child.stdout.as_ref().map(std::os::fd::AsFd::as_fd), child.stdin.as_ref().map(std::os::fd::AsFd::as_fd)]
-        {
+        let mut child = command
+            .stdin(input)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0)
+            .spawn()?;
+        for pipe in [
+            child.stdout.as_ref().map(std::os::fd::AsFd::as_fd),
+            child.stdin.as_ref().map(std::os::fd::AsFd::as_fd),
+        ] {
             // Only a matter of speed.
             let _ = pipe.map(|pipe| rustix::pipe::fcntl_setpipe_size(pipe, PIPE));
         }
@@ -89,27 +106,45 @@ impl Process {
         let (input, received) = mpsc::channel(8);
         tokio::spawn(feed_pipe(child.stdin.take(), received));
         let group = Group(pid_of(&child));
-        Ok(Self { child, group, input, stdout, stderr })
+        Ok(Self {
+            child,
+            group,
+            input,
+            stdout,
+            stderr,
+        })
     }
 
     /// The terminal makes the process the leader of a session, and so of a group.
     fn on_terminal(command: tokio::process::Command) -> io::Result<Self> {
         let (pty, pts) = pty_process::open().map_err(io::Error::other)?;
         pty.resize(Size::new(24, 80)).map_err(io::Error::other)?;
-        let child = pty_process::Command::from(command).spawn(pts).map_err(|error| match error {
-            pty_process::Error::Io(error) => error,
-            other => io::Error::other(other),
-        })?;
+        let child =
+            pty_process::Command::from(command)
+                .spawn(pts)
+                .map_err(|error| match error {
+                    pty_process::Error::Io(error) => error,
+                    other => io::Error::other(other),
+                })?;
         let (output, terminal) = pty.into_split();
         let (input, received) = mpsc::channel(8);
         tokio::spawn(feed_terminal(terminal, received));
         let group = Group(pid_of(&child));
-        Ok(Self { child, group, input, stdout: Some(Box::new(output)), stderr: None })
+        Ok(Self {
+            child,
+            group,
+            input,
+            stdout: Some(Box::new(output)),
+            stderr: None,
+        })
     }
 }
 
 fn pid_of(child: &Child) -> Option<Pid> {
-    child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw)
+    child
+        .id()
+        .and_then(|id| i32::try_from(id).ok())
+        .and_then(Pid::from_raw)
 }
 
 async fn feed_pipe(mut stdin: Option<ChildStdin>, mut received: mpsc::Receiver<Input>) {
@@ -129,11 +164,16 @@ async fn feed_pipe(mut stdin: Option<ChildStdin>, mut received: mpsc::Receiver<I
     }
 }
 
-async fn feed_terminal(mut terminal: pty_process::OwnedWritePty, mut received: mpsc::Receiver<Input>) {
+async fn feed_terminal(
+    mut terminal: pty_process::OwnedWritePty,
+    mut received: mpsc::Receiver<Input>,
+) {
     while let Some(input) = received.recv().await {
         let done = match input {
             Input::Data(bytes) => terminal.write_all(&bytes).await,
-            Input::Resize { rows, columns } => terminal.resize(Size::new(rows, columns)).map_err(io::Error::other),
+            Input::Resize { rows, columns } => terminal
+                .resize(Size::new(rows, columns))
+                .map_err(io::Error::other),
             // A terminal stays open: its process ends by a typed end-of-file or by itself.
             Input::End => Ok(()),
         };

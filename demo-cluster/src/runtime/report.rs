@@ -5,23 +5,32 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::Pod;
-use crate::{
-    Cluster, api, json,
-    json::text,
-    kinds::Kind,
-    store::Decision,
-};
+use crate::{Cluster, api, json, json::text, kinds::Kind, store::Decision};
 
 /// Events are kept this many at most, the oldest first out.
 const MAX_EVENTS: usize = 200;
 
 /// Writes the status of a pod from the states of its containers.
 pub(super) fn status(cluster: &Cluster, pod: &Pod) {
-    let statuses: Vec<Value> = pod.containers.iter().map(|container| container.status()).collect();
-    let has = |state: &str| statuses.iter().filter(|status| status.pointer(&format!("/state/{state}")).is_some()).count();
-    let failed = statuses.iter().any(|status| json::number(status, "/state/terminated/exitCode").is_some_and(|code| code != 0));
+    let statuses: Vec<Value> = pod
+        .containers
+        .iter()
+        .map(|container| container.status())
+        .collect();
+    let has = |state: &str| {
+        statuses
+            .iter()
+            .filter(|status| status.pointer(&format!("/state/{state}")).is_some())
+            .count()
+    };
+    let failed = statuses.iter().any(|status| {
+        json::number(status, "/state/terminated/exitCode").is_some_and(|code| code != 0)
+    });
     let all_ended = has("terminated") == statuses.len();
-    let started = has("running") + has("terminated") > 0 || statuses.iter().any(|status| json::number(status, "/restartCount").unwrap_or(0) > 0);
+    let started = has("running") + has("terminated") > 0
+        || statuses
+            .iter()
+            .any(|status| json::number(status, "/restartCount").unwrap_or(0) > 0);
     let phase = match () {
         () if all_ended && failed => "Failed",
         () if all_ended => "Succeeded",
@@ -79,9 +88,16 @@ pub(super) fn event(cluster: &Cluster, pod: &Pod, severity: &str, reason: &str, 
     let events: Vec<Arc<Value>> = cluster.store.list(kind, None).1;
     if events.len() > MAX_EVENTS
         && let Some(oldest) = events.iter().min_by_key(|event| {
-            text(event, "/metadata/resourceVersion").parse::<u64>().unwrap_or(0)
+            text(event, "/metadata/resourceVersion")
+                .parse::<u64>()
+                .unwrap_or(0)
         })
     {
-        api::remove_now(cluster, kind, text(oldest, "/metadata/namespace"), text(oldest, "/metadata/name"));
+        api::remove_now(
+            cluster,
+            kind,
+            text(oldest, "/metadata/namespace"),
+            text(oldest, "/metadata/name"),
+        );
     }
 }

@@ -52,7 +52,13 @@ pub(super) fn document(swagger: &Value) -> Vec<u8> {
     let mut paths = Message::default();
     for (path, item) in members(swagger, "/paths").into_iter().flatten() {
         let mut value = Message::default();
-        for (field, method) in [(2, "get"), (3, "put"), (4, "post"), (5, "delete"), (8, "patch")] {
+        for (field, method) in [
+            (2, "get"),
+            (3, "put"),
+            (4, "post"),
+            (5, "delete"),
+            (8, "patch"),
+        ] {
             if let Some(one) = item.get(method) {
                 value.message(field, &operation(one));
             }
@@ -116,7 +122,10 @@ fn schema(from: &Value) -> Message {
     for name in strings(from, "/required") {
         to.text(19, name);
     }
-    if let Some(values) = from.get("additionalProperties").filter(|values| values.is_object()) {
+    if let Some(values) = from
+        .get("additionalProperties")
+        .filter(|values| values.is_object())
+    {
         let mut item = Message::default();
         item.message(1, &schema(values));
         to.message(21, &item);
@@ -141,7 +150,12 @@ fn schema(from: &Value) -> Message {
 
 /// Extensions carry YAML, of which JSON is a part.
 fn extensions(to: &mut Message, field: u64, from: &Value) {
-    for (name, value) in from.as_object().into_iter().flatten().filter(|(name, _)| name.starts_with("x-")) {
+    for (name, value) in from
+        .as_object()
+        .into_iter()
+        .flatten()
+        .filter(|(name, _)| name.starts_with("x-"))
+    {
         let mut any = Message::default();
         any.text(2, &format!("{value}\n"));
         to.message(field, &named(name, &any));

@@ -53,13 +53,21 @@ pub(super) struct StreamWriter {
 
 impl Stream {
     pub(super) fn header(&self, name: &str) -> &str {
-        self.headers.iter().find(|(key, _)| key == name).map_or("", |(_, value)| value.as_str())
+        self.headers
+            .iter()
+            .find(|(key, _)| key == name)
+            .map_or("", |(_, value)| value.as_str())
     }
 }
 
 impl StreamWriter {
     pub(super) async fn send(&self, bytes: Bytes) -> io::Result<()> {
-        self.push(Frame::Data { id: self.id, fin: false, bytes }).await
+        self.push(Frame::Data {
+            id: self.id,
+            fin: false,
+            bytes,
+        })
+        .await
     }
 
     pub(super) async fn finish(&mut self) -> io::Result<()> {
@@ -67,11 +75,19 @@ impl StreamWriter {
             return Ok(());
         }
         self.finished = true;
-        self.push(Frame::Data { id: self.id, fin: true, bytes: Bytes::new() }).await
+        self.push(Frame::Data {
+            id: self.id,
+            fin: true,
+            bytes: Bytes::new(),
+        })
+        .await
     }
 
     async fn push(&self, frame: Frame) -> io::Result<()> {
-        self.frames.send(frame).await.map_err(|_| io::ErrorKind::BrokenPipe.into())
+        self.frames
+            .send(frame)
+            .await
+            .map_err(|_| io::ErrorKind::BrokenPipe.into())
     }
 }
 
@@ -79,7 +95,10 @@ impl Drop for StreamWriter {
     fn drop(&mut self) {
         if !self.finished {
             // A full queue means that the connection is in no state to care.
-            let _ = self.frames.try_send(Frame::Reset { id: self.id, status: CANCEL });
+            let _ = self.frames.try_send(Frame::Reset {
+                id: self.id,
+                status: CANCEL,
+            });
         }
     }
 }
@@ -89,9 +108,20 @@ impl Connection {
         let (frames, outgoing) = mpsc::channel(64);
         let (sender, opened) = mpsc::channel(16);
         let gone = CancellationToken::new();
-        let reader = tokio::spawn(read(source, sender, frames.clone(), gone.clone().drop_guard()));
+        let reader = tokio::spawn(read(
+            source,
+            sender,
+            frames.clone(),
+            gone.clone().drop_guard(),
+        ));
         let writer = tokio::spawn(write(drain, outgoing));
-        Self { opened, frames, reader, writer, gone }
+        Self {
+            opened,
+            frames,
+            reader,
+            writer,
+            gone,
+        }
     }
 
     /// Cancelled when the client has gone.
@@ -120,7 +150,12 @@ impl Drop for Connection {
     }
 }
 
-async fn read(mut source: Source, opened: mpsc::Sender<Stream>, frames: mpsc::Sender<Frame>, _gone: DropGuard) {
+async fn read(
+    mut source: Source,
+    opened: mpsc::Sender<Stream>,
+    frames: mpsc::Sender<Frame>,
+    _gone: DropGuard,
+) {
     let mut buffer = BytesMut::new();
     let mut streams: HashMap<u32, mpsc::Sender<Bytes>> = HashMap::new();
     let mut decoder = Decoder::new();
@@ -131,7 +166,9 @@ async fn read(mut source: Source, opened: mpsc::Sender<Stream>, frames: mpsc::Se
             Ok(None) => match source.next().await {
                 Some(Ok(bytes)) if buffer.is_empty() => {
                     // Taken over without a copy where nobody else holds the bytes.
-                    buffer = bytes.try_into_mut().unwrap_or_else(|shared| BytesMut::from(&shared[..]));
+                    buffer = bytes
+                        .try_into_mut()
+                        .unwrap_or_else(|shared| BytesMut::from(&shared[..]));
                     continue;
                 }
                 Some(Ok(bytes)) => {
@@ -142,7 +179,12 @@ async fn read(mut source: Source, opened: mpsc::Sender<Stream>, frames: mpsc::Se
                 None => return,
             },
             Err(error) => {
-                let _ = frames.send(Frame::GoAway { last: 0, status: PROTOCOL_ERROR }).await;
+                let _ = frames
+                    .send(Frame::GoAway {
+                        last: 0,
+                        status: PROTOCOL_ERROR,
+                    })
+                    .await;
                 return tracing::debug!(%error, "spdy protocol error");
             }
         };
@@ -153,7 +195,12 @@ async fn read(mut source: Source, opened: mpsc::Sender<Stream>, frames: mpsc::Se
                     Err(error) => return bad_headers(&frames, error).await,
                 };
                 if streams.contains_key(&id) || streams.len() >= MAX_STREAMS {
-                    let _ = frames.send(Frame::Reset { id, status: REFUSED }).await;
+                    let _ = frames
+                        .send(Frame::Reset {
+                            id,
+                            status: REFUSED,
+                        })
+                        .await;
                     continue;
                 }
                 let (sender, data) = mpsc::channel(QUEUE);
@@ -161,12 +208,30 @@ async fn read(mut source: Source, opened: mpsc::Sender<Stream>, frames: mpsc::Se
                     streams.insert(id, sender);
                 }
                 let reply = encoder.encode(&[]);
-                if frames.send(Frame::SynReply { id, fin: false, headers: reply }).await.is_err() {
+                if frames
+                    .send(Frame::SynReply {
+                        id,
+                        fin: false,
+                        headers: reply,
+                    })
+                    .await
+                    .is_err()
+                {
                     return;
                 }
-                let writer = StreamWriter { id, frames: frames.clone(), finished: false };
+                let writer = StreamWriter {
+                    id,
+                    frames: frames.clone(),
+                    finished: false,
+                };
                 // Nobody takes new streams any more: the drop resets it.
-                let _ = opened.send(Stream { headers, data, writer }).await;
+                let _ = opened
+                    .send(Stream {
+                        headers,
+                        data,
+                        writer,
+                    })
+                    .await;
             }
             Frame::Headers { headers, .. } => {
                 // They belong to the shared compression state even when nobody wants them.
@@ -197,7 +262,12 @@ async fn read(mut source: Source, opened: mpsc::Sender<Stream>, frames: mpsc::Se
 }
 
 async fn bad_headers(frames: &mpsc::Sender<Frame>, error: FrameError) {
-    let _ = frames.send(Frame::GoAway { last: 0, status: PROTOCOL_ERROR }).await;
+    let _ = frames
+        .send(Frame::GoAway {
+            last: 0,
+            status: PROTOCOL_ERROR,
+        })
+        .await;
     tracing::debug!(%error, "spdy headers cannot be read");
 }
 

@@ -42,34 +42,62 @@ pub(super) fn prepare(cluster: &Cluster, call: &Call) -> Result<Command, Failure
         tty: query.flag("tty"),
     };
     if !streams.stdin && !streams.stdout && !streams.stderr {
-        return Err(Failure::bad_request("you must specify at least 1 of stdin, stdout, stderr"));
+        return Err(Failure::bad_request(
+            "you must specify at least 1 of stdin, stdout, stderr",
+        ));
     }
     if streams.tty {
         streams.stderr = false;
     }
     let (_, pod) = runtime::find(cluster, &call.target)?;
-    let container = runtime::container(cluster, &call.target, query.get("container").unwrap_or_default())?;
+    let container = runtime::container(
+        cluster,
+        &call.target,
+        query.get("container").unwrap_or_default(),
+    )?;
     let not_running = || {
-        let message = format!("unable to upgrade connection: container not found ({:?})", container.name);
+        let message = format!(
+            "unable to upgrade connection: container not found ({:?})",
+            container.name
+        );
         Failure::internal(message)
     };
     if !container.is_running() {
         return Err(not_running());
     }
     if call.target.subresource() == "attach" {
-        return Ok(Command { streams, job: Job::Attach { container } });
+        return Ok(Command {
+            streams,
+            job: Job::Attach { container },
+        });
     }
-    let argv: Vec<String> = query.all("command").into_iter().map(str::to_owned).collect();
+    let argv: Vec<String> = query
+        .all("command")
+        .into_iter()
+        .map(str::to_owned)
+        .collect();
     if argv.is_empty() {
-        return Err(Failure::bad_request("you must specify at least 1 command for the container"));
+        return Err(Failure::bad_request(
+            "you must specify at least 1 command for the container",
+        ));
     }
     let mut env = container.environment();
     if streams.tty {
-        env.entry("TERM".to_owned()).or_insert_with(|| "xterm".to_owned());
+        env.entry("TERM".to_owned())
+            .or_insert_with(|| "xterm".to_owned());
     }
     let directory = container.directory.join("root");
-    let spec = Spec { argv, env, directory, stdin: streams.stdin, tty: streams.tty };
-    Ok(Command { streams, job: Job::Exec { spec, pod } })
+    let spec = Spec {
+        argv,
+        env,
+        directory,
+        stdin: streams.stdin,
+        tty: streams.tty,
+    };
+    Ok(Command {
+        streams,
+        job: Job::Exec { spec, pod },
+    })
 }
 
 impl Command {
@@ -78,7 +106,11 @@ impl Command {
     }
 
     pub(super) async fn run(self, remote: Remote) {
-        let Remote { input, gone, output } = remote;
+        let Remote {
+            input,
+            gone,
+            output,
+        } = remote;
         let status = match self.job {
             Job::Exec { spec, pod } => {
                 let killed = pod.killed.clone();
@@ -107,14 +139,27 @@ impl Command {
     }
 }
 
-async fn exec(spec: &Spec, streams: Streams, input: mpsc::Receiver<Input>, output: &Output) -> Option<Value> {
+async fn exec(
+    spec: &Spec,
+    streams: Streams,
+    input: mpsc::Receiver<Input>,
+    output: &Output,
+) -> Option<Value> {
     let mut process = match Process::spawn(spec) {
         Ok(process) => process,
         Err(error) => {
-            let code = if error.kind() == std::io::ErrorKind::PermissionDenied { 126 } else { 127 };
+            let code = if error.kind() == std::io::ErrorKind::PermissionDenied {
+                126
+            } else {
+                127
+            };
             let program = spec.argv.first().map_or("", String::as_str);
             let message = format!("exec: {program:?}: {error}");
-            return Some(if streams.tty { failure(&message, code) } else { start_failure(&message, code) });
+            return Some(if streams.tty {
+                failure(&message, code)
+            } else {
+                start_failure(&message, code)
+            });
         }
     };
     let to_process = process.input.clone();
@@ -172,7 +217,10 @@ async fn attach(
     output: &Output,
 ) -> Option<Value> {
     let Some(mut attached) = container.attach() else {
-        return Some(failure(&format!("container {} is not running", container.name), 1));
+        return Some(failure(
+            &format!("container {} is not running", container.name),
+            1,
+        ));
     };
     let forward = forward(input, attached.input.take());
     tokio::pin!(forward);
@@ -250,5 +298,8 @@ fn failure(message: &str, code: i32) -> Value {
 
 /// A process that never was: an internal error, as container runtimes report it.
 fn start_failure(message: &str, code: i32) -> Value {
-    failure(&format!("Internal error occurred: error executing command in container: {message}"), code)
+    failure(
+        &format!("Internal error occurred: error executing command in container: {message}"),
+        code,
+    )
 }

@@ -41,12 +41,22 @@ pub(super) fn prepare(cluster: &Cluster, call: &Call) -> Result<Forward, Failure
     let (object, pod) = runtime::find(cluster, &call.target)?;
     if text(&object, "/status/phase") != "Running" {
         let phase = text(&object, "/status/phase");
-        return Err(Failure::bad_request(format!("unable to forward port because pod is not running. Current status={phase}")));
+        return Err(Failure::bad_request(format!(
+            "unable to forward port because pod is not running. Current status={phase}"
+        )));
     }
-    let ports = call.query.all("ports").into_iter().flat_map(|list| list.split(','));
+    let ports = call
+        .query
+        .all("ports")
+        .into_iter()
+        .flat_map(|list| list.split(','));
     let ports: Result<Vec<u16>, _> = ports.map(str::parse).collect();
-    let ports = ports.map_err(|_| Failure::bad_request("a port is not a number between 1 and 65535"))?;
-    Ok(Forward { killed: pod.killed.clone(), ports })
+    let ports =
+        ports.map_err(|_| Failure::bad_request("a port is not a number between 1 and 65535"))?;
+    Ok(Forward {
+        killed: pod.killed.clone(),
+        ports,
+    })
 }
 
 impl Forward {
@@ -75,8 +85,11 @@ impl Forward {
                 // The drop resets it.
                 None => drop(stream),
                 Some((_, first)) => {
-                    let (error, data) =
-                        if first.header("streamtype") == "error" { (first, stream) } else { (stream, first) };
+                    let (error, data) = if first.header("streamtype") == "error" {
+                        (first, stream)
+                    } else {
+                        (stream, first)
+                    };
                     running.spawn(pair(error, data));
                 }
             }
@@ -131,7 +144,11 @@ impl Forward {
 
 async fn pair(mut error: Stream, data: Stream) {
     let connected = connect(data.header("port")).await;
-    let Stream { data: mut from_client, writer: mut to_client, .. } = data;
+    let Stream {
+        data: mut from_client,
+        writer: mut to_client,
+        ..
+    } = data;
     match connected {
         Ok(tcp) => {
             let (mut read, mut write) = tcp.into_split();
@@ -168,7 +185,9 @@ async fn pair(mut error: Stream, data: Stream) {
 }
 
 async fn connect(port: &str) -> Result<TcpStream, String> {
-    let number: u16 = port.parse().map_err(|_| format!("{port:?} is not a port"))?;
+    let number: u16 = port
+        .parse()
+        .map_err(|_| format!("{port:?} is not a port"))?;
     let tcp = TcpStream::connect((Ipv4Addr::LOCALHOST, number))
         .await
         .map_err(|error| format!("error forwarding port {number} to pod: failed to connect to localhost:{number}: {error}"))?;
@@ -183,7 +202,12 @@ async fn fill(read: &mut OwnedReadHalf, buffer: &mut BytesMut) -> std::io::Resul
     Ok(read.read_buf(buffer).await? > 0)
 }
 
-async fn channels(port: u16, channel: u8, mut from_client: mpsc::Receiver<Bytes>, to_client: mpsc::Sender<BytesMut>) {
+async fn channels(
+    port: u16,
+    channel: u8,
+    mut from_client: mpsc::Receiver<Bytes>,
+    to_client: mpsc::Sender<BytesMut>,
+) {
     let tcp = match connect(&port.to_string()).await {
         Ok(tcp) => tcp,
         Err(message) => {

@@ -38,6 +38,11 @@ fn dictionary() -> Vec<u8> {
     out
 }
 
+/// Reads one block as the first of a connection.
+pub fn decode_headers(block: &[u8]) -> Result<Vec<(String, String)>, FrameError> {
+    Decoder::new().decode(block)
+}
+
 pub(super) struct Decoder(Decompress);
 
 impl Decoder {

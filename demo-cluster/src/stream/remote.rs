@@ -7,11 +7,11 @@ use bytes::{Bytes, BytesMut};
 use futures::{SinkExt as _, StreamExt as _};
 use serde_json::Value;
 use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
 use tokio_tungstenite::tungstenite::{
     Message,
     protocol::{CloseFrame, frame::coding::CloseCode},
 };
+use tokio_util::sync::CancellationToken;
 
 use super::{
     channel::{self, ChannelFrame, decode_channel, terminal_size},
@@ -42,8 +42,17 @@ pub(super) struct Remote {
 }
 
 pub(super) enum Output {
-    WebSocket { messages: mpsc::Sender<Message>, writer: tokio::task::JoinHandle<()> },
-    Spdy { connection: Connection, error: StreamWriter, stdout: Option<StreamWriter>, stderr: Option<StreamWriter>, json: bool },
+    WebSocket {
+        messages: mpsc::Sender<Message>,
+        writer: tokio::task::JoinHandle<()>,
+    },
+    Spdy {
+        connection: Connection,
+        error: StreamWriter,
+        stdout: Option<StreamWriter>,
+        stderr: Option<StreamWriter>,
+        json: bool,
+    },
 }
 
 impl Output {
@@ -62,9 +71,16 @@ impl Output {
     /// Sends a buffer made by [`Output::buffer`]; false when the client has gone.
     pub(super) async fn send(&self, channel: Channel, buffer: BytesMut) -> bool {
         match self {
-            Self::WebSocket { messages, .. } => messages.send(Message::Binary(buffer.freeze())).await.is_ok(),
+            Self::WebSocket { messages, .. } => messages
+                .send(Message::Binary(buffer.freeze()))
+                .await
+                .is_ok(),
             Self::Spdy { stdout, stderr, .. } => {
-                let stream = if channel == Channel::Stdout { stdout } else { stderr };
+                let stream = if channel == Channel::Stdout {
+                    stdout
+                } else {
+                    stderr
+                };
                 match stream {
                     Some(stream) => stream.send(buffer.freeze()).await.is_ok(),
                     // Output that the client did not ask for.
@@ -81,17 +97,30 @@ impl Output {
                 let mut message = vec![channel::STATUS];
                 message.extend_from_slice(status.to_string().as_bytes());
                 let _ = messages.send(Message::Binary(message.into())).await;
-                let close = CloseFrame { code: CloseCode::Normal, reason: "".into() };
+                let close = CloseFrame {
+                    code: CloseCode::Normal,
+                    reason: "".into(),
+                };
                 let _ = messages.send(Message::Close(Some(close))).await;
                 drop(messages);
                 let _ = tokio::time::timeout(GOODBYE, writer).await;
             }
-            Self::Spdy { connection, mut error, stdout, stderr, json } => {
+            Self::Spdy {
+                connection,
+                mut error,
+                stdout,
+                stderr,
+                json,
+            } => {
                 let success = status["status"] == "Success";
                 if json {
                     let _ = error.send(status.to_string().into()).await;
                 } else if !success {
-                    let _ = error.send(Bytes::from(status["message"].as_str().unwrap_or_default().to_owned())).await;
+                    let _ = error
+                        .send(Bytes::from(
+                            status["message"].as_str().unwrap_or_default().to_owned(),
+                        ))
+                        .await;
                 }
                 for mut stream in [stdout, stderr].into_iter().flatten() {
                     let _ = stream.finish().await;
@@ -113,9 +142,11 @@ pub(super) async fn over_websocket(io: Io, protocol: &'static str) -> Remote {
     let reader = tokio::spawn(async move {
         let _guard = guard;
         while let Some(Ok(message)) = stream.next().await {
-            let Message::Binary(bytes) = message else { continue };
+            let Message::Binary(bytes) = message else {
+                continue;
+            };
             let input = match decode_channel(&bytes, closing) {
-                Ok(ChannelFrame::Stdin(data)) if data.is_empty() => continue,
+                Ok(ChannelFrame::Stdin([])) => continue,
                 Ok(ChannelFrame::Stdin(_)) => Input::Data(bytes.slice(1..)),
                 Ok(ChannelFrame::Resize { rows, columns }) => Input::Resize { rows, columns },
                 Ok(ChannelFrame::Close(channel::STDIN)) => Input::End,
@@ -143,7 +174,11 @@ pub(super) async fn over_websocket(io: Io, protocol: &'static str) -> Remote {
             let _ = reader.await;
         }
     });
-    Remote { input, gone, output: Output::WebSocket { messages, writer } }
+    Remote {
+        input,
+        gone,
+        output: Output::WebSocket { messages, writer },
+    }
 }
 
 struct AbortOnDrop(tokio::task::AbortHandle);
@@ -159,8 +194,15 @@ pub(super) async fn over_spdy(io: Io, wanted: Streams, protocol: &'static str) -
     let (source, drain) = transport::raw(io);
     let mut connection = Connection::start(source, drain);
     let resizes = wanted.tty && matches!(protocol, "v4.channel.k8s.io" | "v3.channel.k8s.io");
-    let expected = 1
-        + [wanted.stdin, wanted.stdout, wanted.stderr && !wanted.tty, resizes].into_iter().filter(|one| *one).count();
+    let expected = 1 + [
+        wanted.stdin,
+        wanted.stdout,
+        wanted.stderr && !wanted.tty,
+        resizes,
+    ]
+    .into_iter()
+    .filter(|one| *one)
+    .count();
     let mut streams: Vec<Stream> = Vec::new();
     let gather = async {
         while streams.len() < expected {
@@ -168,7 +210,12 @@ pub(super) async fn over_spdy(io: Io, wanted: Streams, protocol: &'static str) -
         }
         Some(())
     };
-    if tokio::time::timeout(OPEN, gather).await.ok().flatten().is_none() {
+    if tokio::time::timeout(OPEN, gather)
+        .await
+        .ok()
+        .flatten()
+        .is_none()
+    {
         tracing::debug!("the client did not open the streams that it asked for");
         return None;
     }
@@ -189,7 +236,17 @@ pub(super) async fn over_spdy(io: Io, wanted: Streams, protocol: &'static str) -
     drop(sender);
     let json = protocol == "v4.channel.k8s.io";
     let gone = connection.gone();
-    Some(Remote { input, gone, output: Output::Spdy { connection, error: error?, stdout, stderr, json } })
+    Some(Remote {
+        input,
+        gone,
+        output: Output::Spdy {
+            connection,
+            error: error?,
+            stdout,
+            stderr,
+            json,
+        },
+    })
 }
 
 /// A stream on which the client has nothing to say.
@@ -201,8 +258,10 @@ async fn feed(mut stream: Stream, resize: bool, sender: mpsc::Sender<Input>) {
     while let Some(bytes) = stream.data.recv().await {
         if resize {
             // One JSON object a line.
-            let lines = bytes.split(|byte| *byte == b'\n').filter_map(terminal_size);
-            if let Some((columns, rows)) = lines.last()
+            let mut lines = bytes
+                .rsplit(|byte| *byte == b'\n')
+                .filter_map(terminal_size);
+            if let Some((columns, rows)) = lines.next()
                 && sender.send(Input::Resize { rows, columns }).await.is_err()
             {
                 break;

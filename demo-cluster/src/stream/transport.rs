@@ -26,17 +26,20 @@ const MAX_MESSAGE: usize = 1 << 20;
 
 pub(super) fn raw(io: Io) -> (Source, Drain) {
     let (read, write) = tokio::io::split(io);
-    let source = stream::unfold((read, BytesMut::new()), |(mut read, mut buffer)| async move {
-        buffer.reserve(READ);
-        match read.read_buf(&mut buffer).await {
-            Ok(0) => None,
-            Ok(_) => {
-                let bytes = buffer.split().freeze();
-                Some((Ok(bytes), (read, buffer)))
+    let source = stream::unfold(
+        (read, BytesMut::new()),
+        |(mut read, mut buffer)| async move {
+            buffer.reserve(READ);
+            match read.read_buf(&mut buffer).await {
+                Ok(0) => None,
+                Ok(_) => {
+                    let bytes = buffer.split().freeze();
+                    Some((Ok(bytes), (read, buffer)))
+                }
+                Err(error) => Some((Err(error), (read, buffer))),
             }
-            Err(error) => Some((Err(error), (read, buffer))),
-        }
-    });
+        },
+    );
     let drain = sink::unfold(write, |mut write, bytes: Bytes| async move {
         write.write_all(&bytes).await?;
         write.flush().await?;
@@ -50,13 +53,21 @@ pub(super) async fn tunnelled(io: Io) -> (Source, Drain) {
     let source = stream.filter_map(|message| async move {
         match message {
             Ok(Message::Binary(bytes)) => Some(Ok(bytes)),
-            Ok(Message::Text(_)) => Some(Err(io::Error::new(io::ErrorKind::InvalidData, "text in a binary stream"))),
+            Ok(Message::Text(_)) => Some(Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "text in a binary stream",
+            ))),
             Ok(_) => None,
             Err(error) => Some(Err(io::Error::other(error))),
         }
     });
-    let drain = sink.with(|bytes: Bytes| async move { Ok::<_, tokio_tungstenite::tungstenite::Error>(Message::Binary(bytes)) });
-    (Box::pin(source), Box::pin(drain.sink_map_err(io::Error::other)))
+    let drain = sink.with(|bytes: Bytes| async move {
+        Ok::<_, tokio_tungstenite::tungstenite::Error>(Message::Binary(bytes))
+    });
+    (
+        Box::pin(source),
+        Box::pin(drain.sink_map_err(io::Error::other)),
+    )
 }
 
 pub(super) async fn websocket(io: Io) -> WebSocketStream<Io> {
