@@ -27,10 +27,17 @@ impl Proxy {
     }
 
     /// Answers one request; what goes wrong becomes a `Status`.
-    pub(crate) async fn serve(self: Arc<Self>, request: Request<Incoming>) -> Response<Body> {
+    ///
+    /// `connection` is the cluster that the connection's TLS server name stands for.
+    pub(crate) async fn serve(
+        self: Arc<Self>,
+        connection: Option<Arc<str>>,
+        request: Request<Incoming>,
+    ) -> Response<Body> {
         let in_flight = Held::one(&self.metrics().requests_in_flight);
         let http1 = request.version() <= Version::HTTP_11;
         let routed = route(
+            connection.as_deref(),
             request.version(),
             request.method(),
             request.uri(),

@@ -5,6 +5,7 @@
 use crate::{
     error::Error,
     kubeconfig::Entry,
+    route::SERVER_NAMES,
     store::{Store, StoreError},
 };
 use rcgen::{
@@ -184,7 +185,8 @@ fn server_config(ca: &str, ca_key: &str, not_after: SystemTime) -> Result<Server
     let issuer = Issuer::from_ca_cert_pem(ca, issuer_key).map_err(|e| text(&e))?;
 
     let key = KeyPair::generate().map_err(|e| text(&e))?;
-    let names: Vec<String> = NAMES.iter().map(|name| (*name).to_owned()).collect();
+    let mut names: Vec<String> = NAMES.iter().map(|name| (*name).to_owned()).collect();
+    names.push(format!("*{SERVER_NAMES}"));
     let mut server = CertificateParams::new(names).map_err(|e| text(&e))?;
     server
         .distinguished_name

@@ -11,6 +11,18 @@ use std::{net::IpAddr, str::FromStr};
 
 const PREFIX: &str = "/clusters/";
 
+/// The TLS server names that our kubeconfig entries ask for are `NAME` with this behind it. Some
+/// requests of kubectl (`get --raw`) leave out the path of the kubeconfig's server, but every
+/// connection says its server name. `.internal` is reserved for private use.
+pub(crate) const SERVER_NAMES: &str = ".throwline.internal";
+
+/// The cluster that a TLS server name stands for.
+pub(crate) fn cluster_of(server_name: &str) -> Option<&str> {
+    server_name
+        .strip_suffix(SERVER_NAMES)
+        .filter(|name| is_cluster_name(name))
+}
+
 /// Where a request goes.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Route {
@@ -23,7 +35,7 @@ pub(crate) struct Route {
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RouteError {
     #[error(
-        "the path must begin with /clusters/NAME, also that of kubectl's --raw, which leaves out the path of the kubeconfig's server"
+        "the path must begin with /clusters/NAME; use the kubeconfig entry that throwline wrote"
     )]
     NoCluster,
     #[error("'{0}' is not a cluster name: lower-case letters, digits and '-', at most 63")]
@@ -45,8 +57,10 @@ pub enum RouteError {
     Http10,
 }
 
-/// Checks what must hold for every request and finds its cluster.
+/// Checks what must hold for every request and finds its cluster: by its path, else by the server
+/// name of its connection.
 pub(crate) fn route(
+    connection: Option<&str>,
     version: Version,
     method: &Method,
     uri: &Uri,
@@ -64,11 +78,18 @@ pub(crate) fn route(
     }
     check_host(uri, headers)?;
     check_connection(headers)?;
-    split(uri.path_and_query().map_or("", PathAndQuery::as_str))
+    split(
+        connection,
+        uri.path_and_query().map_or("", PathAndQuery::as_str),
+    )
 }
 
-fn split(target: &str) -> Result<Route, RouteError> {
-    let rest = target.strip_prefix(PREFIX).ok_or(RouteError::NoCluster)?;
+fn split(connection: Option<&str>, target: &str) -> Result<Route, RouteError> {
+    let Some(rest) = target.strip_prefix(PREFIX) else {
+        let cluster = connection.ok_or(RouteError::NoCluster)?.to_owned();
+        let path = PathAndQuery::from_str(target).map_err(|_| RouteError::Form)?;
+        return Ok(Route { cluster, path });
+    };
     let end = rest.find(['/', '?']).unwrap_or(rest.len());
     let (name, rest) = rest.split_at(end);
     if !is_cluster_name(name) {
@@ -161,7 +182,7 @@ mod tests {
     use http::HeaderValue;
 
     fn target(target: &str) -> Result<(String, String), RouteError> {
-        split(target).map(|route| (route.cluster, route.path.as_str().to_owned()))
+        split(None, target).map(|route| (route.cluster, route.path.as_str().to_owned()))
     }
 
     #[test]
@@ -233,12 +254,37 @@ mod tests {
         assert!(target(&format!("/clusters/{}/api", "a".repeat(63))).is_ok());
     }
 
+    #[test]
+    fn a_path_without_a_cluster_is_for_the_one_of_the_connection() {
+        let route = split(Some("prod-eu"), "/version?timeout=3s").unwrap();
+        assert_eq!(
+            (route.cluster.as_str(), route.path.as_str()),
+            ("prod-eu", "/version?timeout=3s")
+        );
+        let named = split(Some("prod-eu"), "/clusters/other/version").unwrap();
+        assert_eq!(named.cluster, "other");
+        assert_eq!(split(Some("prod-eu"), ""), Err(RouteError::Form));
+    }
+
+    #[test]
+    fn only_our_server_names_stand_for_a_cluster() {
+        assert_eq!(cluster_of("prod-eu.throwline.internal"), Some("prod-eu"));
+        for name in [
+            "localhost",
+            ".throwline.internal",
+            "a.b.throwline.internal",
+            "A.throwline.internal",
+        ] {
+            assert_eq!(cluster_of(name), None, "{name}");
+        }
+    }
+
     fn ask(version: Version, uri: &str, host: &[&str]) -> Result<Route, RouteError> {
         let mut headers = HeaderMap::new();
         for host in host {
             headers.append(header::HOST, HeaderValue::from_str(host).unwrap());
         }
-        route(version, &Method::GET, &uri.parse().unwrap(), &headers)
+        route(None, version, &Method::GET, &uri.parse().unwrap(), &headers)
     }
 
     #[test]
@@ -306,6 +352,7 @@ mod tests {
             Err(RouteError::Http10)
         );
         let connect = route(
+            None,
             Version::HTTP_11,
             &Method::CONNECT,
             &"127.0.0.1:443".parse().unwrap(),
@@ -328,6 +375,7 @@ mod tests {
             headers.insert(header::HOST, HeaderValue::from_static("127.0.0.1"));
             headers.insert(header::CONNECTION, HeaderValue::from_static(value));
             let result = route(
+                None,
                 Version::HTTP_11,
                 &Method::GET,
                 &"/clusters/a".parse().unwrap(),

@@ -1,6 +1,6 @@
 //! The loopback listener: TLS, then HTTP/1.1 or HTTP/2 as ALPN says.
 
-use crate::{config::Timing, forward::Proxy, metrics::Held};
+use crate::{config::Timing, forward::Proxy, metrics::Held, route::cluster_of};
 use hyper::service::service_fn;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -143,9 +143,15 @@ impl Connection {
             Some(b"h2") => &self.http.http2,
             _ => &self.http.http1,
         };
+        let cluster: Option<Arc<str>> = stream
+            .get_ref()
+            .1
+            .server_name()
+            .and_then(cluster_of)
+            .map(Arc::from);
         let proxy = self.proxy.clone();
         let service = service_fn(move |request| {
-            let answer = proxy.clone().serve(request);
+            let answer = proxy.clone().serve(cluster.clone(), request);
             async move { Ok::<_, Infallible>(answer.await) }
         });
         let connection = http.serve_connection_with_upgrades(TokioIo::new(stream), service);

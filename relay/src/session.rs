@@ -244,6 +244,11 @@ impl Session {
                 heard = Control::heard(&mut self.control) => match heard {
                     Ok(Some(message)) => self.hear(message).await,
                     Ok(None) => self.control = None,
+                    // Whatever cut it tells the carrier too, and with a better reason.
+                    Err(error) if error.kind() != std::io::ErrorKind::InvalidData => {
+                        debug!(%error, "the control stream was cut");
+                        self.control = None;
+                    }
                     Err(error) => {
                         warn!(%error, "the control stream is broken");
                         break (CloseCode::Protocol, "the control stream is broken");

@@ -7,6 +7,7 @@
 mod file;
 mod lock;
 
+use crate::route::SERVER_NAMES;
 use serde_norway::{Mapping, Value};
 use std::{
     io,
@@ -116,13 +117,12 @@ fn put(config: &mut Mapping, entry: &Entry) -> Result<(), String> {
         "certificate-authority".into(),
         text(&entry.certificate_authority),
     );
+    // So that requests which leave out the server's path still say their cluster.
+    let server_name = format!("{}{SERVER_NAMES}", entry.name);
+    cluster.insert("tls-server-name".into(), server_name.into());
     drop_keys(
         cluster,
-        &[
-            "certificate-authority-data",
-            "insecure-skip-tls-verify",
-            "tls-server-name",
-        ],
+        &["certificate-authority-data", "insecure-skip-tls-verify"],
     );
 
     let user = item(config, "users", "user", &name)?;

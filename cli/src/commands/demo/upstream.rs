@@ -53,7 +53,9 @@ impl Upstream {
         let listener = TcpListener::bind("127.0.0.1:0")
             .await
             .context("cannot open a loopback port for the cluster")?;
-        let demo = DemoCluster::start(listener, &dir.join("cluster"), Options::default()).await?;
+        let home = dir.join("cluster");
+        std::fs::create_dir(&home).with_context(|| format!("cannot make {}", home.display()))?;
+        let demo = DemoCluster::start(listener, &home, Options::default()).await?;
         let kubeconfig = dir.join("cluster.kubeconfig");
         write_private(&kubeconfig, &demo.kubeconfig())?;
         Ok(Self {
@@ -163,7 +165,9 @@ async fn may_do_anything(client: &Client, user: &str, groups: &[String]) -> bool
         };
         let reviews: Api<SubjectAccessReview> = Api::all(client.clone());
         match reviews.create(&PostParams::default(), &review).await {
-            Ok(answer) if answer.status.as_ref().is_some_and(|status| status.allowed) => return true,
+            Ok(answer) if answer.status.as_ref().is_some_and(|status| status.allowed) => {
+                return true;
+            }
             Ok(_) => {}
             Err(error) => {
                 tracing::debug!(%error, "the cluster does not say what the user may do");
