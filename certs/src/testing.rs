@@ -83,6 +83,16 @@ impl Forger {
         }
     }
 
+    /// The holder of an ordinary certificate who signs others with it.
+    pub(crate) fn with(identity: &Identity) -> Self {
+        let key = KeyPair::from_pem(&identity.key_pem()).unwrap();
+        let ca = identity.chain()[0].clone();
+        Self {
+            issuer: Issuer::from_ca_cert_der(&ca, key).unwrap(),
+            ca,
+        }
+    }
+
     /// A good certificate for the user alice of `d`, but for what `change` does to it.
     pub(crate) fn issue(
         &self,

@@ -243,7 +243,8 @@ impl Validator {
                 }
                 webpki::Error::UnknownIssuer
                 | webpki::Error::InvalidSignatureForPublicKey
-                | webpki::Error::CaUsedAsEndEntity => CheckError::UnknownIssuer,
+                | webpki::Error::CaUsedAsEndEntity
+                | webpki::Error::EndEntityUsedAsCa => CheckError::UnknownIssuer,
                 error => malformed(error),
             })
     }

@@ -13,10 +13,6 @@ pub struct ShutdownTrigger(CancellationToken);
 
 impl Shutdown {
     /// A pair: whoever holds the trigger decides.
-    #[expect(
-        clippy::new_ret_no_self,
-        reason = "a shutdown without its trigger would never be requested"
-    )]
     pub fn new() -> (ShutdownTrigger, Self) {
         let token = CancellationToken::new();
         (ShutdownTrigger(token.clone()), Self(token))

@@ -92,7 +92,7 @@ fn a_look_alike_authority_is_unknown() {
 async fn a_user_cannot_issue() {
     let world = World::new().await;
     let alice = world.user("alice").await;
-    let forger = Forger::new("relay.example.com");
+    let forger = Forger::with(&alice);
     let leaf = forger.issue(&PKCS_ECDSA_P256_SHA256, |params| {
         params.subject_alt_names = vec![uri("spiffe://relay.example.com/user/alice")];
     });
