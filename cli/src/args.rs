@@ -147,7 +147,7 @@ pub(crate) struct Relay {
     pub(crate) admin_listen: Option<SocketAddr>,
     /// How often to ping each carrier. Lower it under a load balancer's idle limit; peers are
     /// told to do the same.
-    #[arg(long, value_name = "DURATION", default_value = "17s", value_parser = humantime::parse_duration, env = "THROWLINE_PING_INTERVAL", help_heading = "Timing")]
+    #[arg(long, value_name = "DURATION", default_value = "18s", value_parser = humantime::parse_duration, env = "THROWLINE_PING_INTERVAL", help_heading = "Timing")]
     pub(crate) ping_interval: Duration,
     /// How long to let open lines end when stopping.
     #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = humantime::parse_duration, env = "THROWLINE_DRAIN_TIMEOUT", help_heading = "Timing")]
