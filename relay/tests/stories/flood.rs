@@ -67,13 +67,20 @@ async fn thousands_of_dripping_sockets_do_not_keep_a_good_peer_out() {
         .until_metric("throwline_relay_half_open_shed_total", |n| n > 0.0)
         .await;
 
-    for _ in 0..3 {
+    let mut joined = Vec::new();
+    for _ in 0..5 {
         let start = Instant::now();
         let agent = world.dial(&prod).await.unwrap();
-        let took = start.elapsed();
-        assert!(took < Duration::from_secs(1), "joined after {took:?}");
+        joined.push(start.elapsed());
         drop(agent);
     }
+    // The middle one: a flood that starved newcomers would delay each of them, a machine that is
+    // busy with other tests only some.
+    joined.sort();
+    assert!(
+        joined[2] < Duration::from_secs(1),
+        "joined after {joined:?}"
+    );
     assert!(world.metric("throwline_relay_half_open") <= room as f64 + 1.0);
     flood.shutdown().await;
     world.end().await;
