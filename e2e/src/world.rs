@@ -20,6 +20,10 @@ use crate::{eventually, free_address, tools, unique};
 /// How long a start may take on a busy machine.
 const START: Duration = Duration::from_secs(30);
 
+/// Ours in detail, of others what an operator would see.
+const LOG: &str = "info,throwline=debug,throwline_relay=debug,throwline_agent=debug,\
+                   throwline_local_proxy=debug,throwline_tunnel=debug";
+
 /// The real binary with an empty environment but for what it needs.
 pub fn throwline(home: &Path) -> Result<Command> {
     std::fs::create_dir_all(home)?;
@@ -30,7 +34,7 @@ pub fn throwline(home: &Path) -> Result<Command> {
         .env("HOME", home)
         .env(
             "THROWLINE_LOG",
-            std::env::var("THROWLINE_LOG").unwrap_or_else(|_| "debug".into()),
+            std::env::var("THROWLINE_LOG").unwrap_or_else(|_| LOG.into()),
         )
         .stdin(std::process::Stdio::null())
         .kill_on_drop(true);

@@ -101,7 +101,7 @@ async fn a_token_is_good_once(world: Arc<World>) -> Result<()> {
     User::login(dir.path(), "first", &token, &[]).await?;
     let second = User::login(dir.path(), "second", &token, &[]).await;
     let error = format!("{:#}", second.err().context("a token was redeemed twice")?);
-    contains(&error, "already")?;
+    contains(&error, "redeemed before")?;
     lacks(&error, &token)?;
     let short = world
         .relay

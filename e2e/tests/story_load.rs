@@ -245,6 +245,15 @@ async fn readers_that_stop(stage: Arc<Loaded>) -> Result<()> {
     Ok(())
 }
 
+/// The best of three measurements: what else the machine does only ever adds.
+async fn quiet_p99(stage: &Loaded) -> Result<Duration> {
+    let mut best = p99(stage).await?;
+    for _ in 0..2 {
+        best = best.min(p99(stage).await?);
+    }
+    Ok(best)
+}
+
 /// The 99th of a hundred small requests, in order of their time.
 async fn p99(stage: &Loaded) -> Result<Duration> {
     let mut stream = stage.target()?.connect(&[b"http/1.1"]).await?;
@@ -271,16 +280,16 @@ async fn p99(stage: &Loaded) -> Result<Duration> {
 /// Case 10, end to end.
 async fn stalled_readers(stage: Arc<Loaded>) -> Result<()> {
     p99(&stage).await?;
-    let alone = p99(&stage).await?;
+    let alone = quiet_p99(&stage).await?;
     let mut readers = Vec::new();
     for _ in 0..10 {
         readers.extend(try_join_all((0..10).map(|_| stalled(&stage))).await?);
     }
-    let beside = p99(&stage).await?;
+    let beside = quiet_p99(&stage).await?;
     println!("  p99 of a small request: {alone:?} alone, {beside:?} beside 100 stalled readers");
-    // Unmoved, but for what a busy machine does to a hundredth.
+    // Unmoved, but for the noise of a small number.
     ensure!(
-        beside < alone * 5 + Duration::from_millis(100),
+        beside < alone * 3 + Duration::from_millis(20),
         "{alone:?} became {beside:?}"
     );
     drop(readers);
