@@ -84,6 +84,8 @@ impl Relay {
             state.display().to_string(),
         ]);
         all.extend(["--admin-listen".into(), admin.to_string()]);
+        // Five minutes by default, for lines that end by themselves; here nothing is worth that.
+        all.extend(["--drain-timeout".into(), "5s".into()]);
         all.extend(arguments.iter().map(|argument| (*argument).to_owned()));
         let process = Self::spawn(dir, &all)?;
         let public_url = public_url.to_owned();

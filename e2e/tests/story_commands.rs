@@ -85,14 +85,8 @@ async fn demo_stays_until_stopped(_: Arc<World>) -> Result<()> {
                 Ok(Some(line)) = errors.next_line() => line,
                 else => anyhow::bail!("demo ended"),
             };
-            if let Some(at) = line.find(dir.path().to_str().unwrap_or_default()) {
-                let path = line[at..]
-                    .split([' ', '\'', '"', ';'])
-                    .next()
-                    .unwrap_or_default();
-                if std::path::Path::new(path).is_file() {
-                    return Ok(path.to_owned());
-                }
+            if let Some((_, path)) = line.split_once("KUBECONFIG=") {
+                return Ok(path.trim().to_owned());
             }
         }
     };

@@ -106,14 +106,10 @@ async fn discovery_and_explain(world: Arc<World>, version: Version) -> Result<()
         server["serverVersion"]["gitVersion"].is_string(),
         "{server}"
     );
-    // Older kubectl take a raw path for the whole path, and leave the server's own out.
-    let whole = format!("/clusters/{CLUSTER}/api/v1/namespaces");
-    let raw = if version.minor < 36 {
-        &whole
-    } else {
-        "/api/v1/namespaces"
-    };
-    contains(&kubectl.ok(&["get", "--raw", raw]).await?, "NamespaceList")?;
+    contains(
+        &kubectl.ok(&["get", "--raw", "/api/v1/namespaces"]).await?,
+        "NamespaceList",
+    )?;
     contains(
         &kubectl.ok(&["cluster-info"]).await?,
         &format!("/clusters/{CLUSTER}"),

@@ -11,7 +11,7 @@ use libfuzzer_sys::fuzz_target;
 use rustls_pki_types::CertificateDer;
 use throwline_certs::{Want, jws};
 
-/// A byte of the input chooses: the token as it is, one of ours with bytes changed, a chain.
+// A byte of the input chooses: the token as it is, one of ours with bytes changed, a chain.
 fuzz_target!(|data: &[u8]| {
     let fixture = &*FIXTURE;
     let (validator, now) = (fixture.authority.validator(), SystemTime::now());

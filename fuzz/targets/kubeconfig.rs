@@ -4,6 +4,12 @@
 #[allow(dead_code, reason = "the crate uses more of it than this target")]
 #[path = "../../local-proxy/src/kubeconfig/mod.rs"]
 mod kubeconfig;
+#[allow(dead_code, reason = "kubeconfig takes one constant from it")]
+#[path = "../../local-proxy/src/route.rs"]
+mod route;
+#[allow(dead_code, reason = "route's own helper")]
+#[path = "../../local-proxy/src/headers.rs"]
+mod headers;
 
 use std::sync::LazyLock;
 

@@ -8,6 +8,7 @@ use throwline_certs::{Identity, PendingIdentity};
 use tokio::runtime::{Builder, Runtime};
 use url::Url;
 
+#[allow(dead_code, reason = "each target uses its part")]
 pub struct Fixture {
     pub runtime: Runtime,
     pub authority: Authority,
