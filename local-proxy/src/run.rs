@@ -25,7 +25,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 /// Ports tried from the preferred one on.
 const PORTS: u16 = 64;
 /// How often unused sessions are looked for.
-const SWEEP: Duration = Duration::from_secs(30);
+const SWEEP: Duration = Duration::from_secs(5);
 
 /// Said once, when kubectl can be used.
 #[derive(Clone, Debug)]

@@ -169,6 +169,7 @@ impl From<&RouteError> for Status {
             | RouteError::Form
             | RouteError::Method
             | RouteError::HostsDiffer
+            | RouteError::TwoLengths
             | RouteError::ConnectionNames(_) => Self::bad_request(&message),
         }
     }

@@ -169,14 +169,18 @@ impl Sessions {
         session
     }
 
-    /// Drops what nobody has used for long, so that an idle proxy holds no sessions.
+    /// Drops what nobody has used for long, so that an idle proxy holds no sessions, and what
+    /// belongs to a carrier that is to end.
     pub(crate) fn sweep(&self, now: Instant) {
         let idle = self.shared.timing.session_idle;
+        let epoch = self.shared.dial.epoch();
         lock(&self.clusters).retain(|_, cluster| {
-            lock(&cluster.api).retain(|session| session.is_used(now, idle));
+            // What is dropped here finishes what it has; a carrier that drains empties so.
+            lock(&cluster.api)
+                .retain(|session| session.is_usable(epoch) && session.is_used(now, idle));
             let mut spare = lock(&cluster.spare);
             if let Some((session, since)) = &spare.session
-                && (session.is_closed() || now.duration_since(*since) > idle)
+                && (!session.is_usable(epoch) || now.duration_since(*since) > idle)
             {
                 spare.session = None;
             }

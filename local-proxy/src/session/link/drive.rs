@@ -113,7 +113,7 @@ impl Link {
         let rotate = sleep(self.rotate_after());
         tokio::pin!(drain, rotate);
         let mut look = interval(LOOK);
-        let (mut due, mut heard) = (false, false);
+        let (mut due, mut heard, mut leaving) = (false, false, false);
         loop {
             tokio::select! {
                 reason = carrier.closed() => {
@@ -137,6 +137,7 @@ impl Link {
                     if let Some(wait) = wait {
                         tracing::info!(carrier = carrier.id(), ?wait, "the relay asks us to move");
                         rotate.as_mut().reset(Instant::now() + wait);
+                        leaving = true;
                     }
                     continue;
                 }
@@ -165,7 +166,14 @@ impl Link {
                     retired.spawn(retire(carrier, incoming));
                     return Ended::Replaced(successor);
                 }
-                Err(failure) => tracing::warn!(%failure, "cannot replace the carrier yet"),
+                Err(failure) => {
+                    tracing::warn!(%failure, "cannot replace the carrier yet");
+                    // There is no other relay: the sessions that only wait for work must not
+                    // hold up the one that wants to stop.
+                    if std::mem::take(&mut leaving) {
+                        self.0.epoch.fetch_add(1, Ordering::AcqRel);
+                    }
+                }
             }
         }
     }
