@@ -1,16 +1,28 @@
 //! Audit events of any request: one event is one line of JSON, whatever a client put into it.
 #![no_main]
 
-#[allow(dead_code, unused_imports, reason = "the crate uses more of it than this target")]
+#[allow(
+    dead_code,
+    unused_imports,
+    reason = "the crate uses more of it than this target"
+)]
 #[path = "../../agent/src/attributes.rs"]
 mod attributes;
-#[allow(dead_code, unused_imports, reason = "the crate uses more of it than this target")]
+#[allow(
+    dead_code,
+    unused_imports,
+    reason = "the crate uses more of it than this target"
+)]
 #[path = "."]
 mod audit {
     #[path = "../../agent/src/audit/event.rs"]
     pub mod event;
 }
-#[allow(dead_code, unused_imports, reason = "the crate uses more of it than this target")]
+#[allow(
+    dead_code,
+    unused_imports,
+    reason = "the crate uses more of it than this target"
+)]
 #[path = "../../agent/src/rules/mod.rs"]
 mod rules;
 
@@ -29,11 +41,19 @@ fuzz_target!(|data: &[u8]| {
         stage: Stage::ResponseComplete,
         request_uri: text.clone(),
         verb: "get".to_owned(),
-        user: AuditUser { username: text.clone(), groups: vec![text.clone()], extra: BTreeMap::new() },
+        user: AuditUser {
+            username: text.clone(),
+            groups: vec![text.clone()],
+            extra: BTreeMap::new(),
+        },
         source_ips: vec![text.clone()],
         user_agent: text.clone(),
         object_ref: None,
-        response_status: Some(ResponseStatus { message: Some(text.clone()), code: 200, ..Default::default() }),
+        response_status: Some(ResponseStatus {
+            message: Some(text.clone()),
+            code: 200,
+            ..Default::default()
+        }),
         request_received_timestamp: String::new(),
         stage_timestamp: String::new(),
         annotations: BTreeMap::new(),
@@ -41,7 +61,10 @@ fuzz_target!(|data: &[u8]| {
     let line = event.to_line().expect("an event is JSON");
     let body = line.strip_suffix('\n').expect("a line has an end");
     let breaks = |c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}');
-    assert!(!body.contains(breaks), "one event is several lines: {body:?}");
+    assert!(
+        !body.contains(breaks),
+        "one event is several lines: {body:?}"
+    );
     let read: serde_json::Value = serde_json::from_str(body).expect("an event is JSON");
     assert_eq!(read["user"]["username"], text);
     assert_eq!(read["requestURI"], text);

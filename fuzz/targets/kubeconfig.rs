@@ -1,15 +1,15 @@
 //! Any file where kubeconfig should be: it is refused and left as it is, or keeps all it said.
 #![no_main]
 
+#[allow(dead_code, reason = "route's own helper")]
+#[path = "../../local-proxy/src/headers.rs"]
+mod headers;
 #[allow(dead_code, reason = "the crate uses more of it than this target")]
 #[path = "../../local-proxy/src/kubeconfig/mod.rs"]
 mod kubeconfig;
 #[allow(dead_code, reason = "kubeconfig takes one constant from it")]
 #[path = "../../local-proxy/src/route.rs"]
 mod route;
-#[allow(dead_code, reason = "route's own helper")]
-#[path = "../../local-proxy/src/headers.rs"]
-mod headers;
 
 use std::sync::LazyLock;
 

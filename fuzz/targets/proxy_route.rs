@@ -27,18 +27,28 @@ fuzz_target!(|data: &[u8]| {
         };
         headers.insert(name, value);
     }
-    let written = uri.path_and_query().map_or("", http::uri::PathAndQuery::as_str).to_owned();
+    let written = uri
+        .path_and_query()
+        .map_or("", http::uri::PathAndQuery::as_str)
+        .to_owned();
     for connection in [None, Some("by-connection")] {
         let routed = route::route(connection, Version::HTTP_11, &Method::GET, &uri, &headers);
         let Ok(route) = routed else { continue };
         let label = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
         assert!(!route.cluster.is_empty() && route.cluster.len() <= 63);
-        assert!(route.cluster.chars().all(label), "{} is no cluster", route.cluster);
+        assert!(
+            route.cluster.chars().all(label),
+            "{} is no cluster",
+            route.cluster
+        );
         if written.starts_with("/clusters/") {
             let name = format!("/clusters/{}", route.cluster);
             let rest = written.strip_prefix(&name).expect("the written name");
             let forwarded = route.path.as_str();
-            assert_eq!(forwarded.trim_start_matches('/'), rest.trim_start_matches('/'));
+            assert_eq!(
+                forwarded.trim_start_matches('/'),
+                rest.trim_start_matches('/')
+            );
         } else {
             assert_eq!(Some(route.cluster.as_str()), connection);
             assert_eq!(route.path.as_str(), written);
