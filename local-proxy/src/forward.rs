@@ -36,7 +36,6 @@ impl Proxy {
     ) -> Response<Body> {
         let in_flight = Held::one(&self.metrics().requests_in_flight);
         let http1 = request.version() <= Version::HTTP_11;
-        let chunked = request.headers().contains_key(header::TRANSFER_ENCODING);
         let routed = route(
             connection.as_deref(),
             request.version(),
@@ -73,14 +72,7 @@ impl Proxy {
             None => plain(&self, route, request, in_flight).await,
         };
         match result {
-            Ok(mut response) => {
-                // hyper drops a content-length that comes behind a transfer-encoding; nothing
-                // is read behind a body whose end might have been meant elsewhere.
-                if http1 && chunked && upgrade.is_none() {
-                    close(&mut response);
-                }
-                response
-            }
+            Ok(response) => response,
             Err(failure) => {
                 tracing::debug!(cluster, %failure, "request failed");
                 self.metrics().count("failed");

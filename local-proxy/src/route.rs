@@ -46,9 +46,6 @@ pub enum RouteError {
     Form,
     #[error("CONNECT and TRACE are not forwarded")]
     Method,
-    /// Two readings of where the body ends (RFC 9112, section 6.3).
-    #[error("the request has both a content-length and a transfer-encoding")]
-    TwoLengths,
     #[error("the host '{0}' is not this machine's loopback")]
     ForeignHost(String),
     #[error("the request names more than one host")]
@@ -78,11 +75,6 @@ pub(crate) fn route(
     // HTTP/2 always has the scheme and authority; in HTTP/1.1 that is the form for forward proxies.
     if version == Version::HTTP_11 && uri.authority().is_some() {
         return Err(RouteError::Form);
-    }
-    if headers.contains_key(header::CONTENT_LENGTH)
-        && headers.contains_key(header::TRANSFER_ENCODING)
-    {
-        return Err(RouteError::TwoLengths);
     }
     check_host(uri, headers)?;
     check_connection(headers)?;
@@ -367,28 +359,6 @@ mod tests {
             &HeaderMap::new(),
         );
         assert_eq!(connect, Err(RouteError::Method));
-    }
-
-    #[test]
-    fn two_readings_of_a_bodys_end_are_refused() {
-        let mut headers = HeaderMap::new();
-        headers.insert(header::HOST, HeaderValue::from_static("127.0.0.1"));
-        headers.insert(
-            header::TRANSFER_ENCODING,
-            HeaderValue::from_static("chunked"),
-        );
-        let ask = |headers: &HeaderMap| {
-            route(
-                None,
-                Version::HTTP_11,
-                &Method::POST,
-                &"/clusters/a".parse().unwrap(),
-                headers,
-            )
-        };
-        assert!(ask(&headers).is_ok());
-        headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("5"));
-        assert_eq!(ask(&headers), Err(RouteError::TwoLengths));
     }
 
     #[test]

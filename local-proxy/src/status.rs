@@ -169,7 +169,6 @@ impl From<&RouteError> for Status {
             | RouteError::Form
             | RouteError::Method
             | RouteError::HostsDiffer
-            | RouteError::TwoLengths
             | RouteError::ConnectionNames(_) => Self::bad_request(&message),
         }
     }

@@ -44,7 +44,7 @@ pub struct Limits {
     /// Connections at most. Default 64: with `streams` that is 5,120 requests and watches at once;
     /// more are refused with 503. Worst case about 64 × 80 × 0.75 MiB when every reader stalls.
     pub connections: usize,
-    /// Flow-control window of a stream. Default 512 KiB; what a reader that stalls costs, together
+    /// Flow-control window of a stream. Default 256 KiB, plenty beside an API server; what a reader that stalls costs, together
     /// with the send buffer of 256 KiB towards it.
     pub stream_window: u32,
     /// HTTP/2 PING while idle, so that a dead connection is gone before the next request. Default 30 s.
@@ -60,7 +60,7 @@ impl Default for Limits {
             answer: Duration::from_secs(70),
             streams: 80,
             connections: 64,
-            stream_window: 512 * 1024,
+            stream_window: 256 * 1024,
             keep_alive: Duration::from_secs(30),
             idle: Duration::from_secs(60),
         }
