@@ -64,7 +64,7 @@ fn a_new_file_is_private_and_starts_with_our_context() {
     assert_eq!(mode(&path), 0o600);
     assert_eq!(mode(path.parent().unwrap()), 0o700);
     assert_eq!(
-        read(&path).lines().take(9).collect::<Vec<_>>(),
+        read(&path).lines().take(10).collect::<Vec<_>>(),
         [
             "apiVersion: v1",
             "kind: Config",
@@ -73,6 +73,7 @@ fn a_new_file_is_private_and_starts_with_our_context() {
             "  cluster:",
             "    server: https://127.0.0.1:47611/clusters/a",
             "    certificate-authority: /state/loopback-ca.pem",
+            "    tls-server-name: a.throwline.internal",
             "- name: throwline-b",
             "  cluster:",
         ]
