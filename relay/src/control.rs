@@ -36,9 +36,8 @@ impl Control {
 
     async fn next(&mut self) -> io::Result<Option<ControlMessage>> {
         loop {
-            if let Some(message) =
-                wire::decode(&mut self.buffer, CONTROL_CAP).map_err(io::Error::other)?
-            {
+            // A malformed message is `InvalidData`, which tells it from a cut.
+            if let Some(message) = wire::decode(&mut self.buffer, CONTROL_CAP)? {
                 return Ok(Some(message));
             }
             if self.stream.read_buf(&mut self.buffer).await? == 0 {
