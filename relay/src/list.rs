@@ -14,7 +14,7 @@ use tokio::io::AsyncWriteExt;
 use tracing::{debug, error};
 
 use crate::policy::Decision;
-use crate::registry::Presence;
+use crate::registry::{Presence, Route};
 use crate::relay::Shared;
 use crate::session::Peer;
 
@@ -75,26 +75,26 @@ fn info(record: ClusterRecord, presence: &Presence) -> ClusterInfo {
         agent_version: record.agent_version.unwrap_or_default(),
         ..ClusterInfo::default()
     };
-    let Presence::Connected(tunnels) = presence else {
+    let Presence::Connected(routes) = presence else {
         if info.since_unix_ms == 0 {
             info.message = "its agent has never connected".into();
         }
         return info;
     };
     info.connected = true;
-    info.carriers = u32::try_from(tunnels.len()).unwrap_or(u32::MAX);
-    let since = tunnels.iter().map(|tunnel| tunnel.since).min();
+    info.carriers = u32::try_from(routes.len()).unwrap_or(u32::MAX);
+    let since = routes.iter().map(Route::since).min();
     info.since_unix_ms = since.map_or(0, unix_ms);
-    let round_trip = tunnels
-        .iter()
+    // What another relay knows better is in the cluster's record.
+    let tunnels = || routes.iter().filter_map(Route::here);
+    let round_trip = tunnels()
         .filter_map(|tunnel| tunnel.carrier.round_trip())
         .min();
     info.round_trip_us = round_trip.map_or(0, |time| {
         u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
     });
     // The newest carrier that has said anything knows best.
-    let newest = tunnels
-        .iter()
+    let newest = tunnels()
         .filter_map(|tunnel| Some((tunnel.since, tunnel.status()?)))
         .max_by_key(|(since, _)| *since);
     if let Some((_, status)) = newest {

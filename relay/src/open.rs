@@ -15,7 +15,7 @@ use tracing::{debug, error};
 use crate::list::unix_ms;
 use crate::metrics::Held;
 use crate::policy::Decision;
-use crate::registry::{Presence, Tunnel};
+use crate::registry::{Presence, Route};
 use crate::relay::Shared;
 use crate::session::Peer;
 use crate::tally::Share;
@@ -161,7 +161,7 @@ async fn find(
     shared: &Arc<Shared>,
     cluster: &str,
     instance: &str,
-) -> Result<Vec<Arc<Tunnel>>, Refusal> {
+) -> Result<Vec<Route>, Refusal> {
     let timing = &shared.config.timing;
     let gone = match look(shared, cluster, instance).await {
         Ok(tunnels) => return Ok(tunnels),
@@ -211,11 +211,11 @@ async fn look(
     shared: &Shared,
     cluster: &str,
     instance: &str,
-) -> Result<Vec<Arc<Tunnel>>, Option<Duration>> {
+) -> Result<Vec<Route>, Option<Duration>> {
     match shared.registry.find(cluster).await {
         Presence::Connected(mut tunnels) => {
             if !instance.is_empty() {
-                tunnels.retain(|tunnel| tunnel.instance == instance);
+                tunnels.retain(|route| route.agent_instance() == instance);
             }
             if tunnels.is_empty() {
                 return Err(Some(Duration::ZERO));
@@ -223,7 +223,7 @@ async fn look(
             Ok(tunnels)
         }
         Presence::Gone(ago) => Err(Some(ago)),
-        Presence::Unseen => Err(None),
+        Presence::Unseen | Presence::Unknown(_) => Err(None),
     }
 }
 
@@ -238,12 +238,13 @@ fn offline(cluster: &str, since: SystemTime) -> Refusal {
 
 async fn reach(
     shared: &Shared,
-    tunnels: &[Arc<Tunnel>],
+    routes: &[Route],
     told: &Open,
     give_up: Instant,
 ) -> Result<(mux::Stream, StreamReply), Refusal> {
     let mut last = offline(&told.cluster, SystemTime::now());
-    for tunnel in tunnels.iter().take(ATTEMPTS) {
+    let tunnels = routes.iter().filter_map(Route::here);
+    for tunnel in tunnels.take(ATTEMPTS) {
         let end = give_up.min(Instant::now() + shared.config.timing.agent_answer);
         let opened = tokio::time::timeout_at(end, tunnel.carrier.open(told.clone().into()));
         match opened.await {

@@ -434,10 +434,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Line<S> {
         let kind = self.input[0];
         self.input.advance(HEADER_LEN);
         let judged = match header {
-            Header::Data { offset, len } => {
-                self.data_left = len;
-                self.recv.on_data(offset, len)
-            }
+            // Payload counts only behind a header that may stand here.
+            Header::Data { offset, len } => self
+                .recv
+                .on_data(offset, len)
+                .map(|()| self.data_left = len),
             Header::Ack { received } => {
                 self.wakers.writer.wake();
                 self.send.on_ack(received)

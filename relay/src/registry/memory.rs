@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 
 use super::table::{Found, Table};
-use super::{Membership, Presence, Registry, Tunnel};
+use super::{Membership, Presence, Registry, Route, Tunnel};
 
 /// All tunnels in this process.
 #[derive(Default)]
@@ -40,7 +40,7 @@ impl Registry for Memory {
                 }
                 // Stable, so the newest stays first among equals.
                 tunnels.sort_by_key(|tunnel| tunnel.carrier.streams());
-                Presence::Connected(tunnels)
+                Presence::Connected(tunnels.into_iter().map(Route::Here).collect())
             }
             Found::GoneAt(at) => Presence::Gone(at.elapsed()),
             Found::Unseen => Presence::Unseen,

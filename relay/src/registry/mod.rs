@@ -67,12 +67,67 @@ impl Status {
 
 /// What is known of one cluster's tunnels.
 pub enum Presence {
-    /// The best first: least loaded, then newest.
-    Connected(Vec<Arc<Tunnel>>),
+    /// The best first: those of this relay, least loaded, then newest; then those of others.
+    Connected(Vec<Route>),
     /// Its last tunnel ended this long ago.
     Gone(Duration),
     /// Not seen since this registry began.
     Unseen,
+    /// The database that relays share has not answered for this long, which is longer than what
+    /// was learned from it may be believed.
+    Unknown(Duration),
+}
+
+/// A way to one agent.
+#[derive(Clone)]
+pub enum Route {
+    /// Its carrier ends here.
+    Here(Arc<Tunnel>),
+    /// Its carrier ends at another relay.
+    There(Remote),
+}
+
+/// An agent's carrier at another relay.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Remote {
+    pub relay: PeerRelay,
+    /// The agent's own name for its process, as it told that relay.
+    pub agent_instance: String,
+    pub since: SystemTime,
+}
+
+/// Another relay of the same set.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct PeerRelay {
+    /// As its certificate names it.
+    pub instance: String,
+    /// `HOST:PORT` of its listener for peers.
+    pub address: String,
+}
+
+impl Route {
+    /// The agent's own name for its process.
+    pub fn agent_instance(&self) -> &str {
+        match self {
+            Self::Here(tunnel) => &tunnel.instance,
+            Self::There(remote) => &remote.agent_instance,
+        }
+    }
+
+    pub fn since(&self) -> SystemTime {
+        match self {
+            Self::Here(tunnel) => tunnel.since,
+            Self::There(remote) => remote.since,
+        }
+    }
+
+    /// The tunnel, if it ends at this relay.
+    pub fn here(&self) -> Option<&Arc<Tunnel>> {
+        match self {
+            Self::Here(tunnel) => Some(tunnel),
+            Self::There(_) => None,
+        }
+    }
 }
 
 /// The registry of tunnels. Asynchronous, because with several relays it is a database.
@@ -85,6 +140,14 @@ pub trait Registry: Send + Sync + 'static {
 
     /// Returns when the cluster has a tunnel, at once if it has one now.
     async fn connected(&self, cluster: &str);
+
+    /// Tells the other relays, if there are any, that this one takes no new lines.
+    async fn drain(&self) {}
+
+    /// What the other relays are known to be; none where there is no way to know any.
+    async fn peers(&self) -> Vec<PeerRelay> {
+        Vec::new()
+    }
 }
 
 /// An entry of the registry. Dropping it takes out the entry that it was given for, by
