@@ -157,11 +157,7 @@ fn check(wanted: &Open) -> Result<(), Refusal> {
 
 /// The tunnels that a line may take, the best first; after a bounded wait if the agent was here
 /// a moment ago.
-async fn find(
-    shared: &Arc<Shared>,
-    cluster: &str,
-    instance: &str,
-) -> Result<Vec<Route>, Refusal> {
+async fn find(shared: &Arc<Shared>, cluster: &str, instance: &str) -> Result<Vec<Route>, Refusal> {
     let timing = &shared.config.timing;
     let gone = match look(shared, cluster, instance).await {
         Ok(tunnels) => return Ok(tunnels),
