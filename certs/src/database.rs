@@ -49,7 +49,7 @@ const SESSION: &str = "SET statement_timeout = '5s'; SET lock_timeout = '4s'; \
 /// A PostgreSQL database, by its URL. Its name is resolved anew for each connection.
 #[derive(Clone)]
 pub struct Database {
-    options: PgConnectOptions,
+    options: Box<PgConnectOptions>,
     has_password: bool,
 }
 
@@ -93,7 +93,7 @@ impl Database {
             options = options.application_name("throwline");
         }
         Ok(Self {
-            options,
+            options: Box::new(options),
             has_password,
         })
     }
@@ -131,7 +131,7 @@ impl Database {
             .acquire_timeout(CONNECT)
             .max_lifetime(CONNECTION_LIFE)
             .after_connect(|connection, _| Box::pin(prepare(connection)))
-            .connect_lazy_with(self.options.clone())
+            .connect_lazy_with((*self.options).clone())
     }
 
     /// The address by which this machine reaches the database's: one by which the other relays,

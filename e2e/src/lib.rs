@@ -16,6 +16,7 @@ pub mod metrics;
 pub mod nginx;
 pub mod pki;
 pub mod pod;
+pub mod postgres;
 pub mod process;
 pub mod pty;
 pub mod recorder;

@@ -138,6 +138,10 @@ impl Relay {
             .args(arguments)
             .arg("--state-dir")
             .arg(&self.state);
+        // Its tables are where the relay's are.
+        if let Some(at) = self.arguments.iter().position(|flag| flag == "--database") {
+            command.args(self.arguments.iter().skip(at).take(2));
+        }
         let output = command.output().await?;
         let error = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "token create failed: {error}");
