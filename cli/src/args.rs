@@ -56,7 +56,7 @@ pub(crate) enum LogFormat {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Demo(Demo),
-    Relay(Relay),
+    Relay(Box<Relay>),
     #[command(subcommand)]
     Token(Token),
     #[command(subcommand)]

@@ -40,7 +40,7 @@ pub(crate) fn default_filter(command: &Command) -> &'static str {
 pub(crate) async fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Demo(args) => demo::run(args).await,
-        Command::Relay(args) => relay::run(args).await.map(|()| ExitCode::SUCCESS),
+        Command::Relay(args) => relay::run(*args).await.map(|()| ExitCode::SUCCESS),
         Command::Token(Token::Create(args)) => {
             token::create(args).await.map(|()| ExitCode::SUCCESS)
         }
