@@ -1,6 +1,7 @@
 //! Relays that share a real PostgreSQL.
 
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +10,6 @@ use anyhow::{Context, Result, bail, ensure};
 use throwline_certs::authority::{Authority, RedeemError, Subject};
 use throwline_certs::{Database, PendingIdentity};
 use throwline_e2e::postgres::{self, OWNER, Postgres};
-use throwline_e2e::upstream::Upstream;
 use throwline_e2e::world::{CLUSTER, USER, private_dir, said, throwline};
 use throwline_e2e::{Agent, Relay, Suite, User, contains, eventually, free_address, lacks};
 use throwline_relay::registry::postgres::{Config, Postgres as Shared};
@@ -176,6 +176,17 @@ async fn one_of_fifty_redeems(_: Arc<()>) -> Result<()> {
     Ok(())
 }
 
+/// A kubeconfig of an API server that is not there: these stories are about carriers, which an
+/// agent holds all the same.
+fn no_cluster(dir: &Path) -> Result<PathBuf> {
+    let file = dir.join("no-cluster");
+    let text = "{apiVersion: v1, kind: Config, current-context: c, users: [{name: u, user: {}}], \
+                clusters: [{name: c, cluster: {server: 'http://127.0.0.1:1'}}], \
+                contexts: [{name: c, context: {cluster: c, user: u}}]}";
+    std::fs::write(&file, text)?;
+    Ok(file)
+}
+
 /// What another relay of the set would know, with short times.
 fn observer(url: &str, belief: Duration) -> Result<Shared> {
     let mut config = Config::new("observer".into(), "127.0.0.1:1".into());
@@ -201,7 +212,7 @@ async fn connected(registry: &Shared, relay: &str) -> Result<()> {
 async fn relays_share(_: Arc<()>) -> Result<()> {
     let server = with_role().await?;
     let dir = private_dir()?;
-    let upstream = Upstream::start(dir.path()).await?;
+    let kubeconfig = no_cluster(dir.path())?;
     let url = server.url(ROLE);
     let front = free_address()?;
     let public = format!("https://localhost:{}", front.port());
@@ -227,7 +238,7 @@ async fn relays_share(_: Arc<()>) -> Result<()> {
     .await?;
     // A token made at one relay is good, and what it enrolled is known, by way of the other.
     let token = two.token(&["--cluster", CLUSTER]).await?;
-    let agent = Agent::start(dir.path(), CLUSTER, &token, upstream.kubeconfig(), &[]).await?;
+    let agent = Agent::start(dir.path(), CLUSTER, &token, &kubeconfig, &[]).await?;
     agent.connected().await?;
     let token = two.token(&["--user", USER]).await?;
     let user = User::login(dir.path(), USER, &token, &[]).await?;
@@ -280,14 +291,14 @@ async fn relays_share(_: Arc<()>) -> Result<()> {
 async fn an_outage(_: Arc<()>) -> Result<()> {
     let mut server = with_role().await?;
     let dir = private_dir()?;
-    let upstream = Upstream::start(dir.path()).await?;
+    let kubeconfig = no_cluster(dir.path())?;
     // Stands for the database's name: behind it, the address changes.
     let name = free_address()?;
     let forwarder = Forwarder::start(name, server.address()).await?;
     let url = postgres::url(ROLE, name);
     let relay = Relay::start(dir.path(), &["--database", &url, "--instance", "one"]).await?;
     let token = relay.token(&["--cluster", CLUSTER]).await?;
-    let agent = Agent::start(dir.path(), CLUSTER, &token, upstream.kubeconfig(), &[]).await?;
+    let agent = Agent::start(dir.path(), CLUSTER, &token, &kubeconfig, &[]).await?;
     agent.connected().await?;
     let believer = observer(&url, Duration::from_secs(600))?;
     eventually(PATIENCE, "the tunnel is known", || {
