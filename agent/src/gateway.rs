@@ -9,6 +9,7 @@ use http::header::{CONNECTION, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version};
 use http_body_util::{Either, Full};
 use hyper::body::Incoming;
+use throwline_tunnel::http1::discovery::keeps_text_only;
 
 use crate::audit::{Record, Sink, Subject};
 use crate::body::{Download, Upload};
@@ -63,7 +64,15 @@ impl Gateway {
         request: Request<Incoming>,
     ) -> Result<Response<AnswerBody>, Infallible> {
         let http1 = request.version() != Version::HTTP_2;
+        let text_only = keeps_text_only(request.uri().path(), request.headers());
         let mut response = self.pass(&subject, life, request).await;
+        // 401 to 431 say enough by their number.
+        if let Some(failure) = response.extensions_mut().remove::<Failure>()
+            && text_only
+            && failure.status.is_server_error()
+        {
+            response = failure.text().map(Either::Left);
+        }
         self.metrics.answered(response.status());
         if http1 && response.status() != StatusCode::SWITCHING_PROTOCOLS {
             response
@@ -207,7 +216,9 @@ impl Gateway {
 /// The agent's own answer, written into the record.
 pub(crate) fn failed(record: &mut Record, failure: Failure) -> Response<AnswerBody> {
     record.refused(failure.status, failure.reason, &failure.message);
-    failure.response().map(Either::Left)
+    let mut response = failure.response().map(Either::Left);
+    response.extensions_mut().insert(failure);
+    response
 }
 
 /// Takes away what belongs to the connection to the API server.

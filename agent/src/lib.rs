@@ -20,7 +20,6 @@ mod body;
 mod config;
 mod error;
 mod gateway;
-mod head;
 mod keeper;
 mod lines;
 mod metrics;

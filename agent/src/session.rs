@@ -8,11 +8,12 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use throwline_ops::{DrainGuard, Shutdown};
+use throwline_tunnel::http1::Rewound;
+use throwline_tunnel::http1::head::{self, HeadError};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
 use crate::audit::Subject;
 use crate::gateway::Gateway;
-use crate::head::{self, HeadError, Rewound};
 use crate::metrics::Held;
 use crate::rules::Refusal;
 use crate::status::Failure;
@@ -213,7 +214,7 @@ async fn refuse<IO: AsyncWrite + Unpin>(
         HeadError::Cut(_) => return,
         HeadError::Slow(_) => "408 Request Timeout",
         HeadError::TooLarge => "431 Request Header Fields Too Large",
-        HeadError::Malformed(_) => "400 Bad Request",
+        _ => "400 Bad Request",
     };
     tracing::warn!(user = subject.user.name, source = subject.source, %error, "a malformed request was refused");
     gateway.metrics().refused.inc();

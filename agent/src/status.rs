@@ -36,6 +36,19 @@ impl Failure {
         }
     }
 
+    /// For a client that keeps nothing but the text, and that only under this status; see
+    /// [`keeps_text_only`](throwline_tunnel::http1::discovery::keeps_text_only).
+    pub(crate) fn text(&self) -> Response<Full<Bytes>> {
+        let message = format!("throwline: {}", self.message.replace(['"', '\\'], "'"));
+        let mut response = Response::new(Full::new(Bytes::from(message)));
+        *response.status_mut() = StatusCode::BAD_GATEWAY;
+        response.headers_mut().insert(
+            CONTENT_TYPE,
+            HeaderValue::from_static("text/plain; charset=utf-8"),
+        );
+        response
+    }
+
     pub(crate) fn response(&self) -> Response<Full<Bytes>> {
         let body = json!({
             "kind": "Status",

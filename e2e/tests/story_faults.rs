@@ -286,8 +286,12 @@ async fn an_agent_without_an_api_server(world: Arc<World>) -> Result<()> {
     let proxy = Proxy::start(&user, &[&name], &[]).await?;
     let kubectl = elsewhere(&proxy, dir.path(), &name)?;
     let clear = || async {
-        let refused = kubectl.fails(&["get", "--raw", "/api/v1/nodes"]).await?;
-        contains(&refused.stderr.to_lowercase(), "api server")
+        // With discovery, of which kubectl keeps less, and without it.
+        for arguments in [&["get", "nodes"][..], &["get", "--raw", "/api/v1/nodes"]] {
+            let refused = kubectl.fails(arguments).await?;
+            contains(&refused.stderr.to_lowercase(), "api server")?;
+        }
+        Ok(())
     };
     eventually(
         Duration::from_secs(30),

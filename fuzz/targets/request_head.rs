@@ -1,13 +1,10 @@
-//! The head of an upgrade session's request: whatever passes has one reading.
+//! The head of an HTTP/1.1 request: whatever passes has one reading.
 #![no_main]
-
-#[allow(dead_code, reason = "the crate uses more of it than this target")]
-#[path = "../../agent/src/head.rs"]
-mod head;
 
 use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
+use throwline_tunnel::http1::head;
 use tokio::runtime::{Builder, Runtime};
 
 static RUNTIME: std::sync::LazyLock<Runtime> = std::sync::LazyLock::new(|| {

@@ -1,6 +1,8 @@
 //! The loopback listener: TLS, then HTTP/1.1 or HTTP/2 as ALPN says.
 
-use crate::{config::Timing, forward::Proxy, metrics::Held, route::cluster_of};
+use crate::{config::Timing, forward::Proxy, metrics::Held, route::cluster_of, status::Status};
+use bytes::Bytes;
+use http::StatusCode;
 use hyper::service::service_fn;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -9,7 +11,12 @@ use hyper_util::{
 use rustls::ServerConfig;
 use std::{convert::Infallible, io, sync::Arc, time::Duration};
 use throwline_ops::Shutdown;
+use throwline_tunnel::http1::{
+    Rewound,
+    head::{self, HeadError},
+};
 use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{sleep, timeout},
@@ -23,7 +30,9 @@ pub(crate) const HALF_OPEN: usize = 256;
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 const ACCEPT_BACKOFF_MAX: Duration = Duration::from_secs(2);
 /// HTTP heads, both versions.
-const HEAD: usize = 64 * 1024;
+const HEAD: usize = head::MAX;
+/// How long a client may take to read why its request was refused.
+const REFUSAL: Duration = Duration::from_secs(5);
 /// What an upload whose far end stalls can make us hold; with the API session's send buffer, below
 /// 1 MiB a stream.
 const STREAM_WINDOW: u32 = 512 * 1024;
@@ -66,6 +75,7 @@ pub(crate) async fn run(
             proxy: proxy.clone(),
             http: http.clone(),
             handshake: timing.handshake,
+            request_head: timing.request_head,
             shutdown: shutdown.clone(),
         };
         proxy
@@ -121,6 +131,7 @@ struct Connection {
     proxy: Arc<Proxy>,
     http: Arc<Http>,
     handshake: Duration,
+    request_head: Duration,
     shutdown: Shutdown,
 }
 
@@ -139,10 +150,7 @@ impl Connection {
             }
         };
         drop(permit);
-        let http = match stream.get_ref().1.alpn_protocol() {
-            Some(b"h2") => &self.http.http2,
-            _ => &self.http.http1,
-        };
+        let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
         let cluster: Option<Arc<str>> = stream
             .get_ref()
             .1
@@ -154,6 +162,14 @@ impl Connection {
             let answer = proxy.clone().serve(cluster.clone(), request);
             async move { Ok::<_, Infallible>(answer.await) }
         });
+        let (http, stream) = if is_http2 {
+            (&self.http.http2, Rewound::new(Bytes::new(), stream))
+        } else {
+            match self.first_head(stream).await {
+                Some(stream) => (&self.http.http1, stream),
+                None => return,
+            }
+        };
         let connection = http.serve_connection_with_upgrades(TokioIo::new(stream), service);
         tokio::pin!(connection);
         let served = tokio::select! {
@@ -167,6 +183,49 @@ impl Connection {
             tracing::debug!(%error, "loopback connection failed");
         }
     }
+
+    /// Refuses a first request with two readings, which the parser would settle by itself. Of a
+    /// later one on the same connection it reads one and then closes (RFC 9112, section 6.3).
+    async fn first_head<IO>(&self, mut stream: IO) -> Option<Rewound<IO>>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin,
+    {
+        let within = self.request_head;
+        let head = tokio::select! {
+            head = head::read(&mut stream, within, within) => head,
+            () = self.shutdown.requested() => return None,
+        };
+        match head {
+            Ok(head) => Some(Rewound::new(head, stream)),
+            Err(error) => {
+                tracing::debug!(%error, "no request on a loopback connection");
+                refuse(stream, &error).await;
+                None
+            }
+        }
+    }
+}
+
+/// Answers what is no request, as far as there is somebody to answer.
+async fn refuse<IO: AsyncWrite + Unpin>(mut stream: IO, error: &HeadError) {
+    let status = match error {
+        HeadError::Unused | HeadError::Idle | HeadError::Cut(_) => return,
+        HeadError::Slow(_) => StatusCode::REQUEST_TIMEOUT,
+        HeadError::TooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+        _ => StatusCode::BAD_REQUEST,
+    };
+    let body = Status::bad_request(&error.to_string()).json();
+    let head = format!(
+        "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+        body.len()
+    );
+    let answer = async {
+        stream.write_all(head.as_bytes()).await?;
+        stream.write_all(&body).await?;
+        stream.shutdown().await
+    };
+    // The client may be one that does not read.
+    let _ = timeout(REFUSAL, answer).await;
 }
 
 #[cfg(test)]

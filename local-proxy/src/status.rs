@@ -1,9 +1,7 @@
 //! Our own errors as kubectl shows them: the one file that makes HTTP responses out of errors.
 //!
 //! A Kubernetes `Status` object is what client-go prints as its own words. There is one exception:
-//! discovery, the first thing every kubectl does, reads a failed answer raw and keeps of it only the
-//! text of a `text/plain` body under a code of 500 or more other than 503 and 504 (client-go,
-//! `NewGenericServerResponse`), quoted with `%q`. So discovery gets that, and messages hold no `"`.
+//! discovery keeps the text only, quoted with `%q`. So discovery gets that, and messages hold no `"`.
 
 use crate::{
     body::{self, Body},
@@ -13,6 +11,7 @@ use crate::{
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use serde::Serialize;
 use std::time::{Duration, SystemTime};
+use throwline_tunnel::http1::discovery::keeps_text_only;
 use throwline_tunnel::proto::messages::{Refusal, RefusalCode};
 
 /// The part of `meta/v1.Status` that an error needs.
@@ -53,8 +52,12 @@ impl Status {
         )
     }
 
-    fn bad_request(message: &str) -> Self {
+    pub(crate) fn bad_request(message: &str) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "BadRequest", message)
+    }
+
+    pub(crate) fn json(&self) -> Vec<u8> {
+        serde_json::to_vec(self).unwrap_or_default()
     }
 
     /// The response, in the form that `audience` will show.
@@ -68,7 +71,7 @@ impl Status {
             Audience::Decoding => (
                 StatusCode::from_u16(self.code).unwrap_or(StatusCode::SERVICE_UNAVAILABLE),
                 "application/json",
-                serde_json::to_vec(self).unwrap_or_default(),
+                self.json(),
             ),
         };
         let mut response = Response::new(body::full(bytes));
@@ -96,17 +99,7 @@ pub(crate) enum Audience {
 impl Audience {
     /// `path` is the one inside the cluster.
     pub(crate) fn of(path: &str, headers: &HeaderMap) -> Self {
-        let aggregated = headers.get_all(header::ACCEPT).iter().any(|accept| {
-            accept
-                .to_str()
-                .is_ok_and(|accept| accept.contains("g=apidiscovery.k8s.io"))
-        });
-        let path = path.split('?').next().unwrap_or_default();
-        let raw_path = path == "/version"
-            || path == "/api"
-            || path == "/apis"
-            || path.starts_with("/openapi/");
-        if aggregated || raw_path {
+        if keeps_text_only(path, headers) {
             Self::Raw
         } else {
             Self::Decoding

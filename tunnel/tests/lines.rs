@@ -239,6 +239,24 @@ async fn hostile_frames_end_the_line_with_a_reset_that_says_why() {
 }
 
 #[tokio::test]
+async fn payload_behind_a_refused_header_is_never_handed_out() {
+    let (a, mut raw) = pipe(1024 * 1024);
+    let hello = LineHello::new([1; 16]);
+    let (line, ()) = tokio::join!(line::connect(a, hello), answer_hello(&mut raw));
+    let mut line = line.unwrap();
+    let mut bytes = bytes::BytesMut::new();
+    put(&mut bytes, kind::DATA, 4, 0);
+    bytes.extend_from_slice(b"good");
+    put(&mut bytes, kind::DATA, 4, 99);
+    bytes.extend_from_slice(b"evil");
+    raw.write_all(&bytes).await.unwrap();
+    let mut got = Vec::new();
+    let error = line.read_to_end(&mut got).await.unwrap_err();
+    assert!(matches!(cause(&error), LineError::Violation(_)), "{error}");
+    assert_eq!(got, b"good");
+}
+
+#[tokio::test]
 async fn a_peer_beyond_its_window_is_cut_off() {
     let (a, mut raw) = pipe(4 * 1024 * 1024);
     let hello = LineHello::new([1; 16]);

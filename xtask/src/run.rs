@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
@@ -28,15 +29,18 @@ pub(crate) fn cargo(root: &Path) -> Command {
 /// Says what is run, runs it, and says whether it went well.
 pub(crate) fn shown(command: &mut Command) -> Result<bool> {
     announce(command);
+    let start = Instant::now();
     let status = command
         .status()
         .with_context(|| format!("could not start {command:?}"))?;
+    took(start);
     Ok(status.success())
 }
 
 /// Like [`shown`], reading test results from its standard output on the way.
 pub(crate) fn tests(command: &mut Command) -> Result<(Results, bool)> {
     announce(command);
+    let start = Instant::now();
     let mut child = command
         .stdout(Stdio::piped())
         .spawn()
@@ -55,7 +59,13 @@ pub(crate) fn tests(command: &mut Command) -> Result<(Results, bool)> {
         line.clear();
     }
     let status = child.wait()?;
+    took(start);
     Ok((results, status.success()))
+}
+
+/// Where the minutes of a long run went.
+fn took(start: Instant) {
+    println!("── took {} s", start.elapsed().as_secs());
 }
 
 /// Runs quietly; the output is of interest only when it fails.

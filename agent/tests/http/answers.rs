@@ -235,14 +235,21 @@ async fn an_api_server_that_is_down_is_named_as_such() {
     let agent = Agent::before(kubeconfig).await;
     let mut user = agent.http2().await;
     drop(tcp);
-    let response = within(user.send_request(get("/api"))).await.unwrap();
-    assert_eq!(response.status(), 503);
-    let message = text(response).await;
-    assert!(
-        message.contains("cannot reach its cluster's API server"),
-        "{message}"
-    );
-    assert!(message.contains(&address.to_string()), "{message}");
+    // Discovery keeps nothing of a 503.
+    for (path, status, form) in [
+        ("/api/v1/pods", 503, "application/json"),
+        ("/api", 502, "text/plain; charset=utf-8"),
+    ] {
+        let response = within(user.send_request(get(path))).await.unwrap();
+        assert_eq!(response.status(), status);
+        assert_eq!(response.headers()["content-type"], form);
+        let message = text(response).await;
+        assert!(
+            message.contains("cannot reach its cluster's API server"),
+            "{message}"
+        );
+        assert!(message.contains(&address.to_string()), "{message}");
+    }
 }
 
 #[tokio::test]

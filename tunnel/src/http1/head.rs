@@ -1,27 +1,26 @@
-//! The head of an HTTP/1.1 session's one request, looked at as bytes before a parser does.
+//! The head of an HTTP/1.1 request, looked at as bytes before a parser does.
 //!
 //! A parser forgives: it takes a bare LF for a line's end and settles a `Content-Length` beside a
 //! `Transfer-Encoding` by itself. A proxy that forgives may read one request where the next reads
 //! two, so these are refused here (RFC 9112, sections 2.2, 5.1, 5.2, 6.3; RFC 9110, section 8.6).
 
 use std::io;
-use std::pin::Pin;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes, BytesMut};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt};
 
 /// Largest head. The API server allows 1 MiB; kubectl's are below 4 KiB.
-pub(crate) const MAX: usize = 64 * 1024;
+pub const MAX: usize = 64 * 1024;
 
-/// Why a head was not taken. The user's side is at fault.
+/// Why a head was not taken. The client is at fault.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum HeadError {
-    /// Closed before a request: a spare session that was not needed.
-    #[error("the session ended without a request")]
+#[non_exhaustive]
+pub enum HeadError {
+    /// Closed before a request: a spare connection that was not needed.
+    #[error("the connection ended without a request")]
     Unused,
-    #[error("the session was not used in time")]
+    #[error("the connection was not used in time")]
     Idle,
     #[error("the request's head did not come within {} s", .0.as_secs())]
     Slow(Duration),
@@ -29,12 +28,12 @@ pub(crate) enum HeadError {
     TooLarge,
     #[error("the request's head is malformed: {0}")]
     Malformed(&'static str),
-    #[error("the session was cut in the request's head: {0}")]
+    #[error("the connection was cut in the request's head: {0}")]
     Cut(#[source] io::Error),
 }
 
 /// Reads up to the head's end, or a little further; the first byte may take `idle`, the rest `within`.
-pub(crate) async fn read<IO: AsyncRead + Unpin>(
+pub async fn read<IO: AsyncRead + Unpin>(
     io: &mut IO,
     idle: Duration,
     within: Duration,
@@ -84,7 +83,7 @@ fn end_of_head(bytes: &[u8], from: usize) -> Option<usize> {
 }
 
 /// Refuses a head that has two readings.
-pub(crate) fn check(head: &[u8]) -> Result<(), HeadError> {
+pub fn check(head: &[u8]) -> Result<(), HeadError> {
     let bad = |why| Err(HeadError::Malformed(why));
     let mut rest = head;
     let (mut lengths, mut encodings, mut hosts) = (0, 0, 0);
@@ -133,68 +132,6 @@ pub(crate) fn check(head: &[u8]) -> Result<(), HeadError> {
     Ok(())
 }
 
-/// A stream whose first bytes have been read before.
-pub(crate) struct Rewound<IO> {
-    first: Bytes,
-    io: IO,
-}
-
-impl<IO> Rewound<IO> {
-    pub(crate) fn new(first: Bytes, io: IO) -> Self {
-        Self { first, io }
-    }
-}
-
-impl<IO: AsyncRead + Unpin> AsyncRead for Rewound<IO> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        if self.first.is_empty() {
-            return Pin::new(&mut self.io).poll_read(cx, buffer);
-        }
-        let count = self.first.len().min(buffer.remaining());
-        buffer.put_slice(&self.first[..count]);
-        self.first.advance(count);
-        if self.first.is_empty() {
-            // Lets the block go, which a long session would otherwise hold.
-            self.first = Bytes::new();
-        }
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<IO: AsyncWrite + Unpin> AsyncWrite for Rewound<IO> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -240,11 +177,8 @@ mod tests {
             near.shutdown().await.unwrap();
         };
         let (head, ()) = tokio::join!(read(&mut far, SECOND, SECOND), write);
-        let mut all = Vec::new();
-        Rewound::new(head.unwrap(), far)
-            .read_to_end(&mut all)
-            .await
-            .unwrap();
+        let mut all = head.unwrap().to_vec();
+        far.read_to_end(&mut all).await.unwrap();
         assert_eq!(all, sent);
     }
 
