@@ -124,8 +124,18 @@ pub(crate) struct Relay {
     pub(crate) state_dir: PathBuf,
     #[command(flatten)]
     pub(crate) database: SharedDatabase,
-    /// HOST:PORT by which the other relays of a shared database reach this one. By default this
-    /// machine's address on the way to the database, and port 8444.
+    /// Where the other relays of a shared database bring lines; unused without one. Only relays
+    /// of the same authority get in, and nobody else needs to reach it.
+    #[arg(
+        long,
+        value_name = "ADDR",
+        default_value = "0.0.0.0:8444",
+        env = "THROWLINE_PEER_LISTEN",
+        help_heading = "Shared database"
+    )]
+    pub(crate) peer_listen: SocketAddr,
+    /// HOST:PORT by which the others reach that listener. By default its address or, where it
+    /// listens on all, this machine's on the way to the database.
     #[arg(
         long,
         value_name = "HOST:PORT",

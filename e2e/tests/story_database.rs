@@ -1,6 +1,5 @@
 //! Relays that share a real PostgreSQL.
 
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -9,13 +8,12 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use throwline_certs::authority::{Authority, RedeemError, Subject};
 use throwline_certs::{Database, PendingIdentity};
+use throwline_e2e::forwarder::Forwarder;
 use throwline_e2e::postgres::{self, OWNER, Postgres};
 use throwline_e2e::world::{CLUSTER, USER, private_dir, said, throwline};
 use throwline_e2e::{Agent, Relay, Suite, User, contains, eventually, free_address, lacks};
 use throwline_relay::registry::postgres::{Config, Postgres as Shared};
 use throwline_relay::registry::{Presence, Registry};
-use tokio::net::{TcpListener, TcpStream};
-use tokio_util::sync::{CancellationToken, DropGuard};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 /// The role of docs/operating.md.
@@ -357,29 +355,4 @@ async fn an_outage(_: Arc<()>) -> Result<()> {
     ensure!(left == "one", "{left:?}");
     drop(forwarder);
     Ok(())
-}
-
-/// Passes TCP connections on; when it is dropped, it and they end.
-struct Forwarder(#[expect(dead_code, reason = "held for its drop")] DropGuard);
-
-impl Forwarder {
-    async fn start(from: SocketAddr, to: SocketAddr) -> Result<Self> {
-        let listener = eventually(PATIENCE, "the address is free", || async {
-            Ok(TcpListener::bind(from).await?)
-        })
-        .await?;
-        let stop = CancellationToken::new();
-        let stopped = stop.clone();
-        tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
-            while let Ok((mut near, _)) = listener.accept().await {
-                tokio::spawn(stopped.clone().run_until_cancelled_owned(async move {
-                    if let Ok(mut far) = TcpStream::connect(to).await {
-                        // Either end may cut it; that is its end.
-                        let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
-                    }
-                }));
-            }
-        }));
-        Ok(Self(stop.drop_guard()))
-    }
 }

@@ -15,9 +15,6 @@ use throwline_relay::{Config, Relay, Tls};
 use crate::args;
 use crate::commands::{database, listen, listen_if, until_second_signal};
 
-/// Where relays listen for one another unless they say otherwise.
-const PEER_PORT: u16 = 8444;
-
 /// How long the first administrator has to sign in.
 const FIRST_TOKEN_TTL: Duration = Duration::from_secs(60 * 60);
 
@@ -80,12 +77,14 @@ pub(super) async fn run(args: args::Relay) -> anyhow::Result<()> {
     config.instance = args.instance.unwrap_or(config.instance);
 
     let metrics = prometheus::Registry::new();
-    let mut registry = None;
+    let (mut registry, mut peers) = (None, None);
     if let Some(database) = database {
+        let listener = listen(args.peer_listen, "other relays (--peer-listen)").await?;
         let address = match args.peer_address {
             Some(address) => address,
-            None => peer_address(&database).await?,
+            None => peer_address(&database, listener.local_addr()?).await?,
         };
+        peers = Some((listener, address.clone()));
         let mut own = postgres::Config::new(config.instance.clone(), address);
         own.belief = args.registry_belief;
         registry = Some(Postgres::start(database, own, &metrics)?);
@@ -93,6 +92,9 @@ pub(super) async fn run(args: args::Relay) -> anyhow::Result<()> {
     let mut relay = Relay::new(authority, config).metrics(metrics);
     if let Some(registry) = &registry {
         relay = relay.registry(Arc::new(registry.clone()));
+    }
+    if let Some((listener, address)) = peers {
+        relay = relay.peers(listener, address);
     }
     until_second_signal(second, async {
         let ended = relay.run(listener, admin, shutdown).await;
@@ -105,9 +107,12 @@ pub(super) async fn run(args: args::Relay) -> anyhow::Result<()> {
 }
 
 /// Who reaches the database most likely reaches this machine by the address that it has there.
-async fn peer_address(database: &Database) -> anyhow::Result<String> {
+async fn peer_address(database: &Database, bound: SocketAddr) -> anyhow::Result<String> {
+    if !bound.ip().is_unspecified() {
+        return Ok(bound.to_string());
+    }
     let address = database.local_address().await.context(
         "cannot tell by which address other relays reach this machine; give --peer-address",
     )?;
-    Ok(SocketAddr::new(address, PEER_PORT).to_string())
+    Ok(SocketAddr::new(address, bound.port()).to_string())
 }
