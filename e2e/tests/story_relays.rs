@@ -43,7 +43,6 @@ struct Set {
     one: Relay,
     two: Relay,
     agent: Agent,
-    proxy: Proxy,
     user: User,
     server: tokio::sync::Mutex<Postgres>,
     front: Forwarder,
@@ -75,7 +74,12 @@ async fn stage() -> Result<Set> {
 
     let token = one.token(&["--cluster", CLUSTER]).await?;
     let agent = Agent::start(dir.path(), CLUSTER, &token, upstream.kubeconfig(), &[]).await?;
-    agent.connected().await?;
+    eventually(PATIENCE, "the agent is at relay one", || async {
+        let metrics = one.metrics().await?;
+        ensure!(metrics.sum("throwline_relay_carriers", &["role=\"agent\""]) == 1.0);
+        Ok(())
+    })
+    .await?;
     front.lead_to(second);
     let token = two
         .token(&["--user", USER, "--group", upstream.group()])
@@ -87,7 +91,6 @@ async fn stage() -> Result<Set> {
         Ok(())
     })
     .await?;
-    let proxy = Proxy::start(&user, &[CLUSTER], &[]).await?;
     let namespace = unique("throwline-e2e-");
     let admin = upstream.admin()?;
     admin.ok(&["create", "namespace", &namespace]).await?;
@@ -95,7 +98,6 @@ async fn stage() -> Result<Set> {
         one,
         two,
         agent,
-        proxy,
         user,
         server: tokio::sync::Mutex::new(server),
         front,
@@ -107,12 +109,7 @@ async fn stage() -> Result<Set> {
 
 impl Stage for Set {
     fn evidence(&self) -> String {
-        let parts = [
-            &self.one.process,
-            &self.two.process,
-            &self.agent.process,
-            &self.proxy.process,
-        ];
+        let parts = [&self.one.process, &self.two.process, &self.agent.process];
         let logs: Vec<String> = parts.iter().map(|process| process.log()).collect();
         logs.join("\n----\n")
     }
@@ -123,18 +120,22 @@ impl Stage for Set {
 }
 
 impl Set {
-    fn kubectl(&self) -> Result<Kubectl> {
-        let newest = tools::newest_kubectl()?;
-        Ok(
-            Kubectl::new(&newest, &self.proxy.kubeconfig, self.dir.path())
-                .context(&format!("throwline-{CLUSTER}"))
-                .namespace(&self.namespace),
+    /// A local proxy of its own, and kubectl before it.
+    async fn on_the_users_machine(&self) -> Result<(Proxy, Kubectl)> {
+        let proxy = Proxy::start(&self.user, &[CLUSTER], &[]).await?;
+        let kubectl = Kubectl::new(
+            &tools::newest_kubectl()?,
+            &proxy.kubeconfig,
+            self.dir.path(),
         )
+        .context(&format!("throwline-{CLUSTER}"))
+        .namespace(&self.namespace);
+        Ok((proxy, kubectl))
     }
 }
 
 async fn kubectl_by_another_relay(set: Arc<Set>) -> Result<()> {
-    let kubectl = set.kubectl()?;
+    let (_proxy, kubectl) = set.on_the_users_machine().await?;
     let pod = Pod::start(&set.upstream, &set.namespace, pod::IDLE).await?;
     contains(&kubectl.ok(&["get", "pods"]).await?, &pod.name)?;
     let said = kubectl
@@ -153,10 +154,10 @@ async fn kubectl_by_another_relay(set: Arc<Set>) -> Result<()> {
 
     let forwarded = "throwline_relay_forwarded_lines_total";
     let (out, into) = (set.two.metrics().await?, set.one.metrics().await?);
-    let lines = out.sum(forwarded, &[("direction", "out")]);
+    let lines = out.sum(forwarded, &["direction=\"out\""]);
     ensure!(lines >= 2.0, "{lines} lines");
-    ensure!(into.sum(forwarded, &[("direction", "in")]) == lines);
-    let peers = into.sum("throwline_relay_carriers", &[("role", "relay")]);
+    ensure!(into.sum(forwarded, &["direction=\"in\""]) == lines);
+    let peers = into.sum("throwline_relay_carriers", &["role=\"relay\""]);
     ensure!(peers == 1.0, "{peers} peer carriers for {lines} lines");
     // Who asked, and from where, is told over the hop too.
     let events = set.agent.audit_events()?;
@@ -172,7 +173,7 @@ async fn kubectl_by_another_relay(set: Arc<Set>) -> Result<()> {
 
 /// Case 24: what is known is believed while the database is away.
 async fn the_database_stops(set: Arc<Set>) -> Result<()> {
-    let kubectl = set.kubectl()?;
+    let (_proxy, kubectl) = set.on_the_users_machine().await?;
     kubectl.ok(&["get", "pods"]).await?;
     let mut server = set.server.lock().await;
     let address = server.address();
@@ -180,9 +181,9 @@ async fn the_database_stops(set: Arc<Set>) -> Result<()> {
     let lines = "throwline_relay_forwarded_lines_total";
     let before = set.two.metrics().await?.sum(lines, &[]);
     // The session that is there, and a line that is new.
-    let again = Proxy::start(&set.user, &[CLUSTER], &[]).await;
     kubectl.ok(&["get", "pods"]).await?;
-    drop(again?);
+    let (_again, kubectl) = set.on_the_users_machine().await?;
+    kubectl.ok(&["get", "pods"]).await?;
     let after = set.two.metrics().await?.sum(lines, &[]);
     ensure!(after > before, "no new line: {before} and {after}");
     server.start_at(address).await?;
@@ -198,7 +199,7 @@ async fn the_database_stops(set: Arc<Set>) -> Result<()> {
 }
 
 async fn the_agents_relay_is_killed(set: Arc<Set>) -> Result<()> {
-    let kubectl = set.kubectl()?;
+    let (_proxy, kubectl) = set.on_the_users_machine().await?;
     kubectl.ok(&["get", "pods"]).await?;
     set.front.lead_to(set.two.listen);
     let killed = Instant::now();
