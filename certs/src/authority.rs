@@ -1,5 +1,8 @@
-//! The authority: who is who. It holds the CA and a small database in one state directory, which
-//! several processes (the relay, `throwline token create`) may have open at once.
+//! The authority: who is who. It holds the CA in a state directory, and a small database: beside
+//! it, where several processes (the relay, `throwline token create`) may have it open at once, or
+//! in a PostgreSQL that several relays with the same CA share.
+//!
+//! **Invariant:** the CA's key is in the state directory and nowhere else.
 //!
 //! **Invariant:** a token's secret is never stored, and it is redeemed at most once, whoever asks
 //! and from however many processes.
@@ -7,28 +10,30 @@
 mod ca;
 mod csr;
 mod name;
+mod open;
 mod store;
 #[cfg(test)]
 mod tests;
 
 use crate::{
-    EnrolmentToken, Error, Identity, Kind, PeerIdentity, PendingIdentity, Roots, Secret, SpiffeId,
-    TrustDomain, Validator, enrol::EnrolAnswer, files, roots, token::check_relay_url, validator,
+    Database, EnrolmentToken, Error, Identity, Kind, PeerIdentity, PendingIdentity, Roots, Secret,
+    SpiffeId, TrustDomain, Validator, enrol::EnrolAnswer, files, roots, token::check_relay_url,
+    validator,
 };
 use ca::{BACKDATED, Ca, Request};
 use csr::ProvenKey;
 use rustls_pki_types::CertificateDer;
 use std::{
     fmt,
-    fs::File,
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 use store::{Refused, Store};
 use url::Url;
 
-const LOCK: &str = "authority.lock";
+pub use open::Builder;
+
 const RELAY_URL: &str = "relay-url";
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(86_400);
@@ -36,7 +41,7 @@ const DAY: Duration = Duration::from_secs(86_400);
 /// Where an authority takes the time from; tests have their own.
 pub type Clock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
 
-/// A handle on the authority of one state directory. Cheap to clone.
+/// A handle on the authority. Cheap to clone.
 #[derive(Clone)]
 pub struct Authority {
     inner: Arc<Inner>,
@@ -144,60 +149,27 @@ pub enum RenewError {
 }
 
 impl Authority {
-    /// Opens an authority that exists; [`Error::NoAuthority`] when there is none.
+    /// Opens an authority that exists, with its tables in the state directory;
+    /// [`Error::NoAuthority`] when there is none.
     pub async fn open(state_dir: &Path) -> Result<Self, Error> {
-        Self::open_at(state_dir, None, Arc::new(SystemTime::now)).await
+        Self::builder(state_dir).open().await
     }
 
     /// Opens the authority, or makes it: then the URL's host is its trust domain for ever. Stores
     /// the URL for [`relay_url`](Self::relay_url).
     pub async fn open_or_create(state_dir: &Path, relay_url: &Url) -> Result<Self, Error> {
-        Self::open_at(state_dir, Some(relay_url), Arc::new(SystemTime::now)).await
+        Self::builder(state_dir).open_or_create(relay_url).await
     }
 
-    /// The same with a clock of the caller's.
-    pub async fn open_at(
-        state_dir: &Path,
-        relay_url: Option<&Url>,
-        clock: Clock,
-    ) -> Result<Self, Error> {
-        if let Some(url) = relay_url {
-            check_relay_url(url).map_err(Error::Invalid)?;
-            files::private_dir(state_dir)?;
-        } else if !state_dir.is_dir() {
-            return Err(Error::NoAuthority {
-                path: state_dir.to_owned(),
-            });
-        }
-        // Held until everything is there and migrated, no longer.
-        let lock = lock(state_dir.join(LOCK)).await?;
-        let (ca, was_created) = match (Ca::load(state_dir)?, relay_url) {
-            (Some(ca), _) => (ca, false),
-            (None, Some(url)) => {
-                let domain = TrustDomain::from_url(url)?;
-                (Ca::create(state_dir, &domain, clock())?, true)
-            }
-            (None, None) => {
-                return Err(Error::NoAuthority {
-                    path: state_dir.to_owned(),
-                });
-            }
-        };
-        let store = Store::open(state_dir).await?;
-        if let Some(url) = relay_url {
-            store.set_setting(RELAY_URL, url.as_str()).await?;
-        }
-        drop(lock);
-        let roots = ca.roots().clone();
-        let domain = roots.trust_domain().clone();
-        let validator = Validator::new(roots, domain);
-        Ok(Self {
-            inner: Arc::new(Inner { ca, validator }),
-            store,
-            lives: Lives::default(),
-            clock,
-            was_created,
-        })
+    /// For all other ways to open one. The CA is always in the state directory.
+    pub fn builder(state_dir: &Path) -> Builder {
+        Builder::new(state_dir)
+    }
+
+    /// Makes the tables of a shared database, or brings them up to date; `false` when there was
+    /// nothing to do. The database's owner calls this where the relays' role may not.
+    pub async fn migrate(database: &Database) -> Result<bool, Error> {
+        store::migrate(database).await
     }
 
     #[must_use]
@@ -465,23 +437,4 @@ impl From<Refused> for RedeemError {
             Refused::AlreadyRedeemed(at) => Self::AlreadyRedeemed { at },
         }
     }
-}
-
-/// Released when dropped.
-async fn lock(path: PathBuf) -> Result<File, Error> {
-    let locked = {
-        let path = path.clone();
-        tokio::task::spawn_blocking(move || {
-            let file = files::open_private(&path)?;
-            file.lock().map_err(|source| {
-                files::failed("lock", &path, source, "use a file system that has locks")
-            })?;
-            Ok(file)
-        })
-        .await
-    };
-    locked.unwrap_or_else(|error| {
-        let source = std::io::Error::other(error);
-        Err(files::failed("lock", &path, source, "try again"))
-    })
 }

@@ -28,8 +28,23 @@ pub enum Error {
     #[error("{0}")]
     Invalid(String),
     /// The database failed.
-    #[error("the authority's database {}: {what}", path.display())]
-    Database { path: PathBuf, what: String },
+    #[error("the authority's database {at}: {what}")]
+    Database {
+        /// A path, or `HOST:PORT/NAME`.
+        at: String,
+        what: String,
+    },
+    /// The relays of this database have one CA, and this state directory has another or none.
+    #[error(
+        "{} {}, but the relays that share the database {database} have one already: copy ca.pem \
+         and ca.key from the state directory of a relay that works into it, and start again",
+        dir.display(), if *has_other { "holds another CA" } else { "holds no CA" }
+    )]
+    ForeignCa {
+        dir: PathBuf,
+        database: String,
+        has_other: bool,
+    },
     /// A cryptographic operation on our own keys failed.
     #[error("{0}")]
     Crypto(String),

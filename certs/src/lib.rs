@@ -7,6 +7,7 @@
 //! **Invariant:** there is one [`Validator`]; TLS, assertions and renewals all ask it.
 
 pub mod authority;
+pub mod database;
 pub mod enrol;
 mod error;
 mod files;
@@ -20,6 +21,7 @@ pub mod tls;
 pub mod token;
 pub mod validator;
 
+pub use database::Database;
 pub use error::Error;
 pub use identity::{Identity, PendingIdentity};
 pub use roots::Roots;

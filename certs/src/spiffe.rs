@@ -165,6 +165,11 @@ pub fn check_cluster_name(name: &str) -> Result<(), NameError> {
     check_label(Kind::Cluster, name)
 }
 
+/// The same for a relay's instance.
+pub fn check_relay_instance(name: &str) -> Result<(), NameError> {
+    check_label(Kind::Relay, name)
+}
+
 /// 1 to 128 of A-Z, a-z, 0-9, '.', '_', '-', '@' and ':', beginning with a letter or digit.
 ///
 /// The colon is there because the user of a cluster may be called `system:admin`.

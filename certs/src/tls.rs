@@ -3,10 +3,11 @@
 //! **Invariant:** a sealed session is TLS 1.3, mutual, never resumed: a resumed handshake would
 //! not look at the peer's certificate again.
 
+mod peer;
 mod relay;
 mod verifier;
 
-use crate::{CheckError, Error, Identity, PeerIdentity, Roots, SpiffeId, Validator, files};
+use crate::{CheckError, Error, Identity, PeerIdentity, Roots, SpiffeId, Validator, Want, files};
 use rustls::{
     ClientConfig, RootCertStore, ServerConfig,
     client::Resumption,
@@ -18,8 +19,9 @@ use std::{
     path::Path,
     sync::{Arc, OnceLock},
 };
-use verifier::{ClusterVerifier, UserVerifier};
+use verifier::{ClientVerifier, ServerVerifier};
 
+pub use peer::{RelayIdentity, peer_client, peer_server};
 pub use relay::{RelayCertificate, relay_server};
 pub use verifier::UnexpectedPeer;
 
@@ -72,8 +74,9 @@ pub fn session_client(
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(crypto)?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(ClusterVerifier {
+        .with_custom_certificate_verifier(Arc::new(ServerVerifier {
             validator: validator.clone(),
+            want: Want::SESSION_CLUSTER,
             expect,
         }))
         .with_client_auth_cert(identity.chain().to_vec(), identity.key_der())
@@ -92,8 +95,9 @@ pub fn session_server(
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(crypto)?
-        .with_client_cert_verifier(Arc::new(UserVerifier {
+        .with_client_cert_verifier(Arc::new(ClientVerifier {
             validator: validator.clone(),
+            want: Want::SESSION_USER,
         }))
         .with_single_cert(identity.chain().to_vec(), identity.key_der())
         .map_err(crypto)?;

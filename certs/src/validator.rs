@@ -60,10 +60,20 @@ pub struct Want {
 }
 
 impl Want {
-    /// Whoever may open a carrier to a relay.
+    /// Whoever may open a carrier on a relay's public listener.
     pub const CARRIER: Self = Self {
-        kinds: &[Kind::Cluster, Kind::User, Kind::Relay],
+        kinds: &[Kind::Cluster, Kind::User],
         usage: Usage::Client,
+    };
+    /// Whoever may open a carrier on a relay's listener for peers.
+    pub const PEER_CLIENT: Self = Self {
+        kinds: &[Kind::Relay],
+        usage: Usage::Client,
+    };
+    /// A relay whose listener for peers is dialled.
+    pub const PEER_SERVER: Self = Self {
+        kinds: &[Kind::Relay],
+        usage: Usage::Server,
     };
     /// The client of a sealed session.
     pub const SESSION_USER: Self = Self {

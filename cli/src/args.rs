@@ -56,9 +56,11 @@ pub(crate) enum LogFormat {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Demo(Demo),
-    Relay(Relay),
+    Relay(Box<Relay>),
     #[command(subcommand)]
     Token(Token),
+    #[command(subcommand)]
+    Database(Database),
     Agent(Agent),
     Login(Login),
     Clusters(Clusters),
@@ -120,6 +122,35 @@ pub(crate) struct Relay {
     /// Where the certificate authority and the enrolments are kept. Keep it private, back it up.
     #[arg(long, value_name = "DIR", env = "THROWLINE_STATE_DIR")]
     pub(crate) state_dir: PathBuf,
+    #[command(flatten)]
+    pub(crate) database: SharedDatabase,
+    /// Where the other relays of a shared database bring lines; unused without one. Only relays
+    /// of the same authority get in, and nobody else needs to reach it.
+    #[arg(
+        long,
+        value_name = "ADDR",
+        default_value = "0.0.0.0:8444",
+        env = "THROWLINE_PEER_LISTEN",
+        help_heading = "Shared database"
+    )]
+    pub(crate) peer_listen: SocketAddr,
+    /// HOST:PORT by which the others reach that listener. By default its address or, where it
+    /// listens on all, this machine's on the way to the database.
+    #[arg(
+        long,
+        value_name = "HOST:PORT",
+        env = "THROWLINE_PEER_ADDRESS",
+        help_heading = "Shared database"
+    )]
+    pub(crate) peer_address: Option<String>,
+    /// How long lines may be opened by what is known of other relays' tunnels while the database
+    /// is away.
+    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = humantime::parse_duration, env = "THROWLINE_REGISTRY_BELIEF", help_heading = "Shared database")]
+    pub(crate) registry_belief: Duration,
+    /// This relay's name: lower-case letters, digits and "-", 63 at most, and of no other relay.
+    /// By default random.
+    #[arg(long, value_name = "NAME", env = "THROWLINE_INSTANCE")]
+    pub(crate) instance: Option<String>,
     /// A certificate chain (PEM) for the public URL's host. By default one of our own authority,
     /// which agents and users trust by their token.
     #[arg(
@@ -216,6 +247,59 @@ pub(crate) struct TokenCreate {
     /// The relay's state directory.
     #[arg(long, value_name = "DIR", env = "THROWLINE_STATE_DIR")]
     pub(crate) state_dir: PathBuf,
+    #[command(flatten)]
+    pub(crate) database: SharedDatabase,
+}
+
+/// The PostgreSQL that several relays share, if they do.
+#[derive(Args)]
+pub(crate) struct SharedDatabase {
+    /// The PostgreSQL that several relays share: postgres://USER@HOST:PORT/NAME?sslmode=verify-full
+    ///
+    /// Without it, everything is kept in the state directory, for one relay. A password belongs
+    /// in --database-file, in the environment or in PGPASSFILE, not here.
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "THROWLINE_DATABASE",
+        hide_env_values = true,
+        conflicts_with = "database_file",
+        help_heading = "Shared database"
+    )]
+    pub(crate) database: Option<String>,
+    /// A file that holds that URL.
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "THROWLINE_DATABASE_FILE",
+        help_heading = "Shared database"
+    )]
+    pub(crate) database_file: Option<PathBuf>,
+}
+
+impl std::fmt::Debug for SharedDatabase {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The URL may hold a password.
+        f.debug_struct("SharedDatabase")
+            .field("database", &self.database.as_ref().map(|_| "(hidden)"))
+            .field("database_file", &self.database_file)
+            .finish()
+    }
+}
+
+/// Look after the database that relays share.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Database {
+    Migrate(DatabaseMigrate),
+}
+
+/// Make the tables of the shared database, or bring them up to date.
+///
+/// A relay does this when it starts. Where its role may not, run this as the database's owner.
+#[derive(Debug, Args)]
+pub(crate) struct DatabaseMigrate {
+    #[command(flatten)]
+    pub(crate) database: SharedDatabase,
 }
 
 /// Connect a cluster: run in it, or anywhere that reaches its API server.

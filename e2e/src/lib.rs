@@ -10,12 +10,14 @@
 
 pub mod backend;
 pub mod client;
+pub mod forwarder;
 pub mod hostile;
 pub mod kubectl;
 pub mod metrics;
 pub mod nginx;
 pub mod pki;
 pub mod pod;
+pub mod postgres;
 pub mod process;
 pub mod pty;
 pub mod recorder;

@@ -86,6 +86,10 @@ impl Relay {
         all.extend(["--admin-listen".into(), admin.to_string()]);
         // Five minutes by default, for lines that end by themselves; here nothing is worth that.
         all.extend(["--drain-timeout".into(), "5s".into()]);
+        if arguments.contains(&"--database") {
+            // Several relays share this machine.
+            all.extend(["--peer-listen".into(), "127.0.0.1:0".into()]);
+        }
         all.extend(arguments.iter().map(|argument| (*argument).to_owned()));
         let process = Self::spawn(dir, &all)?;
         let public_url = public_url.to_owned();
@@ -138,6 +142,10 @@ impl Relay {
             .args(arguments)
             .arg("--state-dir")
             .arg(&self.state);
+        // Its tables are where the relay's are.
+        if let Some(at) = self.arguments.iter().position(|flag| flag == "--database") {
+            command.args(self.arguments.iter().skip(at).take(2));
+        }
         let output = command.output().await?;
         let error = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "token create failed: {error}");

@@ -30,6 +30,7 @@ use crate::response::Body;
 /// Lets a peer in, or says why not.
 pub struct Gate {
     validator: Validator,
+    want: Want,
     audience: String,
     clock_tolerance: Duration,
     replays: ReplayCache,
@@ -55,11 +56,19 @@ impl Gate {
     ) -> Self {
         Self {
             validator,
+            want: Want::CARRIER,
             audience: assertion::audience(public_url),
             clock_tolerance,
             replays: ReplayCache::new(remembered),
             accept,
         }
+    }
+
+    /// Lets the other relays of the set in, and nobody else.
+    #[must_use]
+    pub fn for_peers(mut self) -> Self {
+        self.want = Want::PEER_CLIENT;
+        self
     }
 
     /// Judges a request for a carrier by its head. Uses up the assertion.
@@ -69,7 +78,7 @@ impl Gate {
             return Err(Denied::NoCommonProtocol(SUBPROTOCOL));
         }
         let token = bearer(headers)?;
-        let (peer, claims) = jws::verify::<Claims>(token, &self.validator, Want::CARRIER, now)
+        let (peer, claims) = jws::verify::<Claims>(token, &self.validator, self.want, now)
             .map_err(|error| Denied::from_jws(error, now))?;
         let seconds = unix_seconds(now);
         let tolerance = self.clock_tolerance.as_secs();
@@ -123,11 +132,10 @@ impl Gate {
             ));
         }
         match (admission.peer.id.kind(), proof.role()) {
-            (Kind::Cluster, Role::Agent) | (Kind::User, Role::LocalProxy) => Ok(()),
-            (Kind::Relay, Role::Relay) => Err(Refusal::new(
-                RefusalCode::Unsupported,
-                "this relay does not peer with others",
-            )),
+            // Which kinds come this far is the gate's `want`.
+            (Kind::Cluster, Role::Agent)
+            | (Kind::User, Role::LocalProxy)
+            | (Kind::Relay, Role::Relay) => Ok(()),
             _ => Err(Refusal::new(
                 RefusalCode::Unauthenticated,
                 "the certificate is not for this role",

@@ -138,8 +138,8 @@ pub struct Timing {
     /// How long an agent may take to answer an `Open`. Default 4 s, so that with `agent_wait`
     /// the proxy gets our reason within its own 10 s.
     pub agent_answer: Duration,
-    /// How long lines may live on after shutdown was asked for. Default 30 s, as much as
-    /// Kubernetes grants a pod.
+    /// How long lines may live on after shutdown was asked for. Default 5 min; a pod needs as
+    /// long a `terminationGracePeriodSeconds`.
     pub drain_timeout: Duration,
     /// Over how long peers spread their move to another relay when this one drains. Default 10 s.
     pub drain_spread: Duration,
@@ -157,7 +157,7 @@ impl Default for Timing {
             agent_wait: Duration::from_secs(5),
             agent_memory: Duration::from_secs(30),
             agent_answer: Duration::from_secs(4),
-            drain_timeout: Duration::from_secs(30),
+            drain_timeout: Duration::from_secs(300),
             drain_spread: Duration::from_secs(10),
             carrier: carrier::Timing::default(),
         }

@@ -4,6 +4,7 @@
 //! listener ─ public ─ accept ─ session ─┬ open ─ registry, policy ─ splice
 //!   TCP, TLS  HTTP     who?     a carrier ├ list
 //!                                        └ renew
+//! peers: the same between relays, for lines to agents that are connected to another one
 //! ```
 //!
 //! **Invariant:** a line goes where the identities say that two carriers have proved; `Host`,
@@ -23,6 +24,7 @@ mod list;
 mod listener;
 mod metrics;
 mod open;
+mod peers;
 pub mod policy;
 mod public;
 mod rate;

@@ -1,15 +1,19 @@
-//! The public listener: accept, bound, end TLS, read one request.
+//! The listeners, for the public and for peers: accept, bound, end TLS, read one request.
 
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::ServerConfig;
+use throwline_certs::tls::peer_of;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, warn};
 
+use crate::accept::Gate;
+use crate::peers::Peers;
 use crate::public::{self, Outcome};
 use crate::relay::Shared;
 use crate::session;
@@ -17,18 +21,50 @@ use crate::session;
 /// The first and the longest pause after a failed `accept`.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 
-/// Accepts until the relay drains. Never fails: what stops one `accept` passes.
-pub(crate) async fn run(listener: TcpListener, shared: Arc<Shared>) {
+/// Which listener a connection came by.
+#[derive(Clone)]
+pub(crate) enum Door {
+    Public,
+    Peers(Arc<Peers>),
+}
+
+impl Door {
+    pub(crate) fn gate<'a>(&'a self, shared: &'a Shared) -> &'a Gate {
+        match self {
+            Self::Public => &shared.gate,
+            Self::Peers(peers) => &peers.gate,
+        }
+    }
+
+    fn tls(&self, shared: &Shared) -> Option<Arc<ServerConfig>> {
+        match self {
+            Self::Public => shared.tls.clone(),
+            Self::Peers(peers) => Some(Arc::clone(&peers.tls)),
+        }
+    }
+
+    /// When nobody new is let in. Peers bring lines to agents that have not moved yet, so they are
+    /// let in to the end.
+    async fn closed(&self, shared: &Shared) {
+        match self {
+            Self::Public => shared.draining.cancelled().await,
+            Self::Peers(_) => shared.closing.cancelled().await,
+        }
+    }
+}
+
+/// Accepts until the door closes. Never fails: what stops one `accept` passes.
+pub(crate) async fn run(listener: TcpListener, shared: Arc<Shared>, door: Door) {
     let mut pause = BACK_OFF.0;
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = shared.draining.cancelled() => return,
+            () = door.closed(&shared) => return,
         };
         match accepted {
             Ok((tcp, address)) => {
                 pause = BACK_OFF.0;
-                let connection = serve(Arc::clone(&shared), tcp, address);
+                let connection = serve(Arc::clone(&shared), tcp, address, door.clone());
                 shared.tasks.spawn(connection);
             }
             Err(error) if is_about_that_connection(&error) => {
@@ -57,10 +93,10 @@ fn is_about_that_connection(error: &io::Error) -> bool {
 }
 
 /// One connection, from its first byte to the end of the carrier that it may become.
-async fn serve(shared: Arc<Shared>, tcp: TcpStream, address: SocketAddr) {
+async fn serve(shared: Arc<Shared>, tcp: TcpStream, address: SocketAddr, door: Door) {
     let place = shared.half_open.enter(address.ip());
     // Boxed, so that the memory of the handshake does not stay with the carrier.
-    let handshake = Box::pin(handshake(&shared, tcp, address));
+    let handshake = Box::pin(handshake(&shared, tcp, address, &door));
     let established = tokio::select! {
         established = handshake => established,
         () = place.shed() => {
@@ -68,7 +104,7 @@ async fn serve(shared: Arc<Shared>, tcp: TcpStream, address: SocketAddr) {
             debug!(client = %address, "closed a half-open connection to make room");
             return;
         }
-        () = shared.draining.cancelled() => return,
+        () = door.closed(&shared) => return,
     };
     drop(place);
     if let Some(established) = established {
@@ -80,17 +116,30 @@ async fn handshake(
     shared: &Arc<Shared>,
     tcp: TcpStream,
     address: SocketAddr,
+    door: &Door,
 ) -> Option<session::Established> {
     if let Err(error) = tcp.set_nodelay(true) {
         debug!(client = %address, %error, "the connection ended at once");
         return None;
     }
-    let Some(tls) = shared.tls.clone() else {
-        return request(shared, tcp, address).await;
+    let Some(tls) = door.tls(shared) else {
+        return request(shared, tcp, address, door).await;
     };
     let accept = TlsAcceptor::from(tls).accept(tcp);
     match tokio::time::timeout(shared.config.timing.tls_handshake, accept).await {
-        Ok(Ok(tls)) => request(shared, tls, address).await,
+        Ok(Ok(tls)) => {
+            let proved = tls.get_ref().1.peer_certificates().map(peer_of);
+            let established = request(shared, tls, address, door).await?;
+            // On a door with client certificates, both proofs are of one relay.
+            match proved {
+                Some(Ok(proved)) if proved.id != *established.id() => {
+                    shared.metrics.handshake("proof-failed");
+                    warn!(client = %address, tls = %proved.id, assertion = %established.id(), "a peer gave two names");
+                    None
+                }
+                _ => Some(established),
+            }
+        }
         Ok(Err(error)) => {
             shared.metrics.handshake("tls-failed");
             debug!(client = %address, %error, "the TLS handshake failed");
@@ -108,16 +157,17 @@ async fn request<T>(
     shared: &Arc<Shared>,
     io: T,
     address: SocketAddr,
+    door: &Door,
 ) -> Option<session::Established>
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    match public::serve(shared, io, address).await {
+    match public::serve(shared, io, address, door).await {
         Outcome::Answered => None,
         Outcome::Failed => {
             shared.metrics.handshake("http-failed");
             None
         }
-        Outcome::Upgraded { admitted, io } => session::establish(shared, *admitted, io).await,
+        Outcome::Upgraded { admitted, io } => session::establish(shared, door, *admitted, io).await,
     }
 }

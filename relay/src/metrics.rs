@@ -23,6 +23,8 @@ pub(crate) struct Metrics {
     pub(crate) lines: IntGauge,
     meter: Arc<Meter>,
     pub(crate) refusals: IntCounterVec,
+    pub(crate) forwarded: IntCounterVec,
+    pub(crate) peer_failures: IntCounter,
     open: Histogram,
 }
 
@@ -68,6 +70,17 @@ impl Metrics {
                 ),
                 &["code"],
             )?,
+            forwarded: IntCounterVec::new(
+                Opts::new(
+                    "throwline_relay_forwarded_lines_total",
+                    "Lines that went over a peer carrier, out to or in from another relay",
+                ),
+                &["direction"],
+            )?,
+            peer_failures: IntCounter::new(
+                "throwline_relay_peer_failures_total",
+                "Carriers to another relay that did not come up",
+            )?,
             open: Histogram::with_opts(
                 HistogramOpts::new(
                     "throwline_relay_open_seconds",
@@ -87,6 +100,8 @@ impl Metrics {
         registry.register(Box::new(metrics.lines.clone()))?;
         registry.register(Box::new(LineBytes::new(Arc::clone(&metrics.meter))?))?;
         registry.register(Box::new(metrics.refusals.clone()))?;
+        registry.register(Box::new(metrics.forwarded.clone()))?;
+        registry.register(Box::new(metrics.peer_failures.clone()))?;
         registry.register(Box::new(metrics.open.clone()))?;
         Ok(metrics)
     }

@@ -1,19 +1,21 @@
 //! `Open`: from a user's wish for a line to two spliced streams.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use throwline_certs::Kind;
+use throwline_certs::{Kind, SpiffeId};
 use throwline_ops::DrainGuard;
 use throwline_tunnel::carrier::{IncomingStream, OpenError};
 use throwline_tunnel::mux;
 use throwline_tunnel::proto::messages::{Open, Refusal, RefusalCode, StreamReply};
 use throwline_tunnel::splice::splice;
 use tokio::time::Instant;
-use tracing::{debug, error};
+use tracing::{debug, error, warn};
 
 use crate::list::unix_ms;
 use crate::metrics::Held;
+use crate::peers::PeerError;
 use crate::policy::Decision;
 use crate::registry::{Presence, Route};
 use crate::relay::Shared;
@@ -22,8 +24,8 @@ use crate::tally::Share;
 
 /// The only version of `Open` so far.
 const VERSION: u32 = 1;
-/// How many of an agent's carriers are tried: one may have died without a word.
-const ATTEMPTS: usize = 2;
+/// How many ways are tried: a carrier or a relay may have died without a word.
+const ATTEMPTS: usize = 4;
 /// When to try again after a limit: lines come and go.
 const LIMIT_WAIT: Duration = Duration::from_secs(5);
 /// When to try again on a relay that drains: the proxy should have moved by then.
@@ -33,7 +35,7 @@ const DRAIN_WAIT: Duration = Duration::from_secs(1);
 struct Far {
     stream: mux::Stream,
     reply: StreamReply,
-    _of_the_user: Share,
+    _of_the_user: Option<Share>,
     _of_the_cluster: Share,
     _held: Held,
     _kept_while_draining: DrainGuard,
@@ -70,20 +72,69 @@ pub(crate) async fn handle(
     debug!(cluster = %wanted.cluster, ?outcome, "a line has ended");
 }
 
+/// Whose line it is, and where it may be led.
+struct Asked {
+    /// What the agent is told of the user; it believes this, so it is never what a user wrote.
+    user: String,
+    client_addr: String,
+    of_the_user: Option<Share>,
+    /// From another relay, which found the agent here: never led further.
+    is_forwarded: bool,
+}
+
 async fn route(shared: &Arc<Shared>, peer: &Peer, wanted: &Open) -> Result<Far, Refusal> {
-    if peer.identity.id.kind() != Kind::User {
-        return Err(Refusal::new(
-            RefusalCode::NotAllowed,
-            "only users open lines",
-        ));
-    }
+    check(wanted)?;
+    let cluster = wanted.cluster.as_str();
+    let asked = match peer.identity.id.kind() {
+        Kind::User => by_a_user(shared, peer, cluster).await?,
+        Kind::Relay => by_a_relay(shared, peer, wanted)?,
+        Kind::Cluster => {
+            return Err(Refusal::new(
+                RefusalCode::NotAllowed,
+                "only users open lines",
+            ));
+        }
+    };
+    let of_the_cluster = shared.lines_per_cluster.take(cluster).ok_or_else(|| {
+        Refusal::new(
+            RefusalCode::Limit,
+            format!("the cluster {cluster} has as many lines open as it may"),
+        )
+        .retry_after(LIMIT_WAIT)
+    })?;
+    let kept_while_draining = shared.lines.guard();
+    let give_up =
+        Instant::now() + shared.config.timing.agent_wait + shared.config.timing.agent_answer;
+    let routes = match asked.is_forwarded {
+        true => own(shared, cluster, &wanted.agent_instance).await?,
+        false => find(shared, cluster, &wanted.agent_instance).await?,
+    };
+    let told = Open {
+        version: VERSION,
+        cluster: cluster.to_owned(),
+        line_id: wanted.line_id.clone(),
+        kind: wanted.kind,
+        user: asked.user,
+        client_addr: asked.client_addr,
+        agent_instance: wanted.agent_instance.clone(),
+    };
+    let (stream, reply) = reach(shared, &routes, &told, give_up).await?;
+    Ok(Far {
+        stream,
+        reply,
+        _of_the_user: asked.of_the_user,
+        _of_the_cluster: of_the_cluster,
+        _held: shared.metrics.line(),
+        _kept_while_draining: kept_while_draining,
+    })
+}
+
+async fn by_a_user(shared: &Shared, peer: &Peer, cluster: &str) -> Result<Asked, Refusal> {
     if shared.draining.is_cancelled() {
         return Err(
             Refusal::new(RefusalCode::Draining, "the relay is stopping").retry_after(DRAIN_WAIT)
         );
     }
-    check(wanted)?;
-    let cluster = wanted.cluster.as_str();
     match shared.policy.decide(&peer.identity, cluster).await {
         Decision::Allowed => {}
         Decision::Refused => {
@@ -100,35 +151,38 @@ async fn route(shared: &Arc<Shared>, peer: &Peer, wanted: &Open) -> Result<Far, 
             Refusal::new(RefusalCode::Limit, "you have as many lines open as you may")
                 .retry_after(LIMIT_WAIT)
         })?;
-    let of_the_cluster = shared.lines_per_cluster.take(cluster).ok_or_else(|| {
-        Refusal::new(
-            RefusalCode::Limit,
-            format!("the cluster {cluster} has as many lines open as it may"),
-        )
-        .retry_after(LIMIT_WAIT)
-    })?;
-    let kept_while_draining = shared.lines.guard();
-    let give_up =
-        Instant::now() + shared.config.timing.agent_wait + shared.config.timing.agent_answer;
-    let tunnels = find(shared, cluster, &wanted.agent_instance).await?;
-    let told = Open {
-        version: VERSION,
-        cluster: cluster.to_owned(),
-        line_id: wanted.line_id.clone(),
-        kind: wanted.kind,
-        // Never what the dialer wrote: the agent believes these.
+    Ok(Asked {
         user: peer.identity.id.to_string(),
         client_addr: peer.client.to_string(),
-        agent_instance: wanted.agent_instance.clone(),
+        of_the_user: Some(of_the_user),
+        is_forwarded: false,
+    })
+}
+
+/// The relay of the user has asked the policy and counted the line. It is trusted for routing
+/// metadata, as far as that can be read; who the user is, the sealed session proves to the agent.
+fn by_a_relay(shared: &Shared, peer: &Peer, wanted: &Open) -> Result<Asked, Refusal> {
+    let bad = |what| {
+        warn!(relay = %peer.identity.id, what, "a relay forwarded a malformed line");
+        Refusal::new(RefusalCode::BadRequest, what)
     };
-    let (stream, reply) = reach(shared, &tunnels, &told, give_up).await?;
-    Ok(Far {
-        stream,
-        reply,
-        _of_the_user: of_the_user,
-        _of_the_cluster: of_the_cluster,
-        _held: shared.metrics.line(),
-        _kept_while_draining: kept_while_draining,
+    let user: SpiffeId = wanted
+        .user
+        .parse()
+        .map_err(|_| bad("the user of a forwarded line is malformed"))?;
+    if user.kind() != Kind::User || user.domain() != shared.authority.trust_domain() {
+        return Err(bad("the user of a forwarded line is of another domain"));
+    }
+    let client: SocketAddr = wanted
+        .client_addr
+        .parse()
+        .map_err(|_| bad("the client address of a forwarded line is malformed"))?;
+    shared.metrics.forwarded.with_label_values(&["in"]).inc();
+    Ok(Asked {
+        user: user.to_string(),
+        client_addr: client.to_string(),
+        of_the_user: None,
+        is_forwarded: true,
     })
 }
 
@@ -155,13 +209,32 @@ fn check(wanted: &Open) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// The tunnels that a line may take, the best first; after a bounded wait if the agent was here
-/// a moment ago.
+/// Why there is no route now.
+enum Missing {
+    /// Its last tunnel ended this long ago.
+    Gone(Duration),
+    /// This registry has seen none.
+    Unseen,
+    /// The relays' database has been away this long.
+    Unknown(Duration),
+}
+
+/// The routes that a line may take, the best first; after a bounded wait if the agent was here a
+/// moment ago.
 async fn find(shared: &Arc<Shared>, cluster: &str, instance: &str) -> Result<Vec<Route>, Refusal> {
     let timing = &shared.config.timing;
     let gone = match look(shared, cluster, instance).await {
-        Ok(tunnels) => return Ok(tunnels),
-        Err(gone) => gone,
+        Ok(routes) => return Ok(routes),
+        Err(Missing::Gone(ago)) => Some(ago),
+        Err(Missing::Unseen) => None,
+        Err(Missing::Unknown(away)) => {
+            let message = format!(
+                "the relays' database has not answered for {} s, so it is not known where the \
+                 cluster's agent is connected",
+                away.as_secs()
+            );
+            return Err(Refusal::new(RefusalCode::Internal, message).retry_after(LIMIT_WAIT));
+        }
     };
     let record = shared.authority.cluster(cluster).await.map_err(|error| {
         error!(%error, "cannot read a cluster's record");
@@ -185,15 +258,15 @@ async fn find(shared: &Arc<Shared>, cluster: &str, instance: &str) -> Result<Vec
         let coming = async {
             loop {
                 shared.registry.connected(cluster).await;
-                if let Ok(tunnels) = look(shared, cluster, instance).await {
-                    return tunnels;
+                if let Ok(routes) = look(shared, cluster, instance).await {
+                    return routes;
                 }
                 // Another instance came; the one that was asked for may still.
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         };
-        if let Ok(tunnels) = tokio::time::timeout(timing.agent_wait, coming).await {
-            return Ok(tunnels);
+        if let Ok(routes) = tokio::time::timeout(timing.agent_wait, coming).await {
+            return Ok(routes);
         }
     }
     let since = gone
@@ -202,25 +275,31 @@ async fn find(shared: &Arc<Shared>, cluster: &str, instance: &str) -> Result<Vec
     Err(offline(cluster, since))
 }
 
-/// `Err` with how long ago the last tunnel ended, if this registry has seen one.
-async fn look(
-    shared: &Shared,
-    cluster: &str,
-    instance: &str,
-) -> Result<Vec<Route>, Option<Duration>> {
+async fn look(shared: &Shared, cluster: &str, instance: &str) -> Result<Vec<Route>, Missing> {
     match shared.registry.find(cluster).await {
-        Presence::Connected(mut tunnels) => {
+        Presence::Connected(mut routes) => {
             if !instance.is_empty() {
-                tunnels.retain(|route| route.agent_instance() == instance);
+                routes.retain(|route| route.agent_instance() == instance);
             }
-            if tunnels.is_empty() {
-                return Err(Some(Duration::ZERO));
+            if routes.is_empty() {
+                return Err(Missing::Gone(Duration::ZERO));
             }
-            Ok(tunnels)
+            Ok(routes)
         }
-        Presence::Gone(ago) => Err(Some(ago)),
-        Presence::Unseen | Presence::Unknown(_) => Err(None),
+        Presence::Gone(ago) => Err(Missing::Gone(ago)),
+        Presence::Unseen => Err(Missing::Unseen),
+        Presence::Unknown(away) => Err(Missing::Unknown(away)),
     }
+}
+
+/// The routes that end here, for a line that has made its one hop.
+async fn own(shared: &Shared, cluster: &str, instance: &str) -> Result<Vec<Route>, Refusal> {
+    let mut routes = look(shared, cluster, instance).await.unwrap_or_default();
+    routes.retain(|route| route.here().is_some());
+    if routes.is_empty() {
+        return Err(offline(cluster, SystemTime::now()));
+    }
+    Ok(routes)
 }
 
 fn offline(cluster: &str, since: SystemTime) -> Refusal {
@@ -239,45 +318,88 @@ async fn reach(
     give_up: Instant,
 ) -> Result<(mux::Stream, StreamReply), Refusal> {
     let mut last = offline(&told.cluster, SystemTime::now());
-    let tunnels = routes.iter().filter_map(Route::here);
-    for tunnel in tunnels.take(ATTEMPTS) {
+    for route in routes.iter().take(ATTEMPTS) {
         let end = give_up.min(Instant::now() + shared.config.timing.agent_answer);
-        let opened = tokio::time::timeout_at(end, tunnel.carrier.open(told.clone().into()));
-        match opened.await {
+        let opened = tokio::time::timeout_at(end, along(shared, route, told)).await;
+        let error = match opened {
             Ok(Ok(opened)) => return Ok(opened),
-            // The agent's own word is final, but it is cut to size before a user gets it.
-            Ok(Err(OpenError::Refused(refused))) => {
-                return Err(Refusal {
+            Ok(Err(error)) => error,
+            Err(_) => OpenError::Timeout(shared.config.timing.agent_answer).into(),
+        };
+        last = match error {
+            // Its own word is final, unless it is that this way is closing; and it is cut to size
+            // before a user gets it.
+            PeerError::Open(OpenError::Refused(refused)) => {
+                let is_final = !may_go_elsewhere(route, refused.code());
+                let refused = Refusal {
                     code: refused.code,
                     retry_after_ms: refused.retry_after_ms,
                     since_unix_ms: refused.since_unix_ms,
                     ..Refusal::new(RefusalCode::Unspecified, refused.message)
-                });
+                };
+                if is_final {
+                    return Err(refused);
+                }
+                refused
             }
-            Ok(Err(OpenError::Limit)) => {
-                last = Refusal::new(RefusalCode::Limit, "the agent's carrier is full")
-                    .retry_after(LIMIT_WAIT);
+            PeerError::Open(OpenError::Limit) => {
+                Refusal::new(RefusalCode::Limit, "the agent's carrier is full")
+                    .retry_after(LIMIT_WAIT)
             }
-            Ok(Err(OpenError::CarrierLost(reason))) => {
-                debug!(%reason, "an agent's carrier ended under a new line");
+            PeerError::Open(OpenError::CarrierLost(reason)) => {
+                debug!(%reason, "a carrier ended under a new line");
+                continue;
             }
-            Ok(Err(OpenError::Timeout(_))) | Err(_) => {
-                last = Refusal::new(
-                    RefusalCode::Timeout,
-                    format!("the agent of the cluster {} does not answer", told.cluster),
-                );
+            PeerError::Unreachable { .. } => {
+                debug!(%error, "a line goes another way");
+                continue;
             }
-            Ok(Err(error)) => {
+            PeerError::Open(OpenError::Timeout(_)) => Refusal::new(
+                RefusalCode::Timeout,
+                format!("the agent of the cluster {} does not answer", told.cluster),
+            ),
+            PeerError::Open(error) => {
                 debug!(%error, "an agent did not answer as it should");
-                last = Refusal::new(
+                Refusal::new(
                     RefusalCode::Internal,
                     format!(
                         "the agent of the cluster {} broke the protocol",
                         told.cluster
                     ),
-                );
+                )
             }
-        }
+        };
     }
     Err(last)
+}
+
+async fn along(
+    shared: &Shared,
+    route: &Route,
+    told: &Open,
+) -> Result<(mux::Stream, StreamReply), PeerError> {
+    match (route, &shared.peers) {
+        (Route::Here(tunnel), _) => Ok(tunnel.carrier.open(told.clone().into()).await?),
+        (Route::There(remote), Some(peers)) => {
+            let opened = peers.open(&remote.relay, told).await?;
+            shared.metrics.forwarded.with_label_values(&["out"]).inc();
+            Ok(opened)
+        }
+        (Route::There(remote), None) => Err(PeerError::Unreachable {
+            relay: remote.relay.instance.clone(),
+            why: "this relay has no listener for peers".to_owned(),
+        }),
+    }
+}
+
+/// Whether a refusal is about the way, not about the line.
+fn may_go_elsewhere(route: &Route, code: RefusalCode) -> bool {
+    match route {
+        Route::Here(_) => code == RefusalCode::Draining,
+        // Its agent may have left since the registry told of it.
+        Route::There(_) => matches!(
+            code,
+            RefusalCode::Draining | RefusalCode::Offline | RefusalCode::Timeout
+        ),
+    }
 }

@@ -20,6 +20,7 @@ use tracing::{debug, warn};
 use crate::accept::{Admission, Denied};
 use crate::early::Early;
 use crate::enrol;
+use crate::listener::Door;
 use crate::relay::Shared;
 use crate::response::{self, Body};
 use crate::session::{Full, Seat};
@@ -52,7 +53,12 @@ struct Ping {
     version: &'static str,
 }
 
-pub(crate) async fn serve<T>(shared: &Arc<Shared>, io: T, address: SocketAddr) -> Outcome<T>
+pub(crate) async fn serve<T>(
+    shared: &Arc<Shared>,
+    io: T,
+    address: SocketAddr,
+    door: &Door,
+) -> Outcome<T>
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -60,11 +66,13 @@ where
     let service = service_fn({
         let shared = Arc::clone(shared);
         let admitted = Arc::clone(&admitted);
+        let door = door.clone();
         move |request| {
             let shared = Arc::clone(&shared);
             let admitted = Arc::clone(&admitted);
+            let door = door.clone();
             let answered = async move {
-                Ok::<_, Infallible>(answer(&shared, &admitted, address, request).await)
+                Ok::<_, Infallible>(answer(&shared, &admitted, address, &door, request).await)
             };
             Box::pin(answered)
         }
@@ -123,12 +131,16 @@ async fn answer(
     shared: &Arc<Shared>,
     admitted: &Mutex<Option<Box<Admitted>>>,
     peer: SocketAddr,
+    door: &Door,
     request: Request<Incoming>,
 ) -> Response<Body> {
-    let client = shared.client_address(peer, request.headers());
+    let client = match door {
+        Door::Public => shared.client_address(peer, request.headers()),
+        Door::Peers(_) => peer,
+    };
     let path = shared.path_below_prefix(request.uri().path());
     match (request.method(), path) {
-        (&Method::GET, "/v1/carrier") => match admit(shared, client, request.headers()) {
+        (&Method::GET, "/v1/carrier") => match admit(shared, door, client, request.headers()) {
             Ok(ready) => {
                 let response = ready.admission.response();
                 *admitted.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(ready));
@@ -140,6 +152,11 @@ async fn answer(
                 refused.response()
             }
         },
+        _ if matches!(door, Door::Peers(_)) => response::problem(
+            StatusCode::NOT_FOUND,
+            "not-found",
+            "this listener is for the other relays",
+        ),
         (&Method::POST, "/v1/enroll") => enrol::handle(shared, client.ip(), request).await,
         (&Method::GET, "/v1/ping") => response::json(
             StatusCode::OK,
@@ -163,10 +180,11 @@ async fn answer(
 
 fn admit(
     shared: &Arc<Shared>,
+    door: &Door,
     client: SocketAddr,
     headers: &HeaderMap,
 ) -> Result<Admitted, Refused> {
-    let admission = shared.gate.check(headers, shared.authority.now())?;
+    let admission = door.gate(shared).check(headers, shared.authority.now())?;
     let seat = shared.seats.take(&admission.peer)?;
     Ok(Admitted {
         admission,

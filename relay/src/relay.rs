@@ -7,7 +7,7 @@ use std::time::Duration;
 use http::HeaderMap;
 use rustls::ServerConfig;
 use throwline_certs::authority::Authority;
-use throwline_certs::tls::{RelayCertificate, relay_server};
+use throwline_certs::tls::{RelayCertificate, RelayIdentity, relay_server};
 use throwline_ops::{Drain, Readiness, Shutdown, admin};
 use throwline_tunnel::carrier::{AcceptConfig, IncomingStream};
 use throwline_tunnel::proto::messages::Refusal;
@@ -17,13 +17,15 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
+use url::Url;
 
 use crate::accept::Gate;
 use crate::config::{Config, Tls};
 use crate::error::Error;
 use crate::half_open::HalfOpen;
-use crate::listener;
+use crate::listener::{self, Door};
 use crate::metrics::{Metrics, code_label};
+use crate::peers::{self, Peers};
 use crate::policy::{Everyone, Policy};
 use crate::public::forwarded_for;
 use crate::rate::RateLimit;
@@ -31,6 +33,8 @@ use crate::registry::{Memory, Registry};
 use crate::session::Seats;
 use crate::tally::Tally;
 
+/// How long the registry may take to tell of the drain.
+const TELL: Duration = Duration::from_secs(2);
 /// How long carriers may take to say goodbye when the relay ends.
 const GOODBYE: Duration = Duration::from_secs(5);
 
@@ -41,6 +45,7 @@ pub struct Relay {
     registry: Arc<dyn Registry>,
     policy: Arc<dyn Policy>,
     metrics: prometheus::Registry,
+    peers: Option<(TcpListener, String)>,
 }
 
 /// What every connection of one relay needs.
@@ -51,6 +56,8 @@ pub(crate) struct Shared {
     pub(crate) policy: Arc<dyn Policy>,
     pub(crate) metrics: Metrics,
     pub(crate) gate: Gate,
+    /// `None` where there is one relay.
+    pub(crate) peers: Option<Arc<Peers>>,
     pub(crate) half_open: HalfOpen,
     pub(crate) enrolments: RateLimit,
     pub(crate) seats: Seats,
@@ -79,7 +86,17 @@ impl Relay {
             registry: Arc::new(Memory::default()),
             policy: Arc::new(Everyone),
             metrics: prometheus::Registry::new(),
+            peers: None,
         }
+    }
+
+    /// Takes lines from other relays of the set on `listener`, and leads lines to agents that are
+    /// connected to them. `address` (`HOST:PORT`) is how the others reach this listener; the
+    /// registry must tell them the same.
+    #[must_use]
+    pub fn peers(mut self, listener: TcpListener, address: String) -> Self {
+        self.peers = Some((listener, address));
+        self
     }
 
     #[must_use]
@@ -112,7 +129,8 @@ impl Relay {
         let readiness = Readiness::new();
         let listening = readiness.condition("listening");
         let metrics = self.metrics.clone();
-        let shared = Arc::new(self.into_shared()?);
+        let (shared, peers) = self.into_shared()?;
+        let shared = Arc::new(shared);
 
         let (admin_trigger, admin_shutdown) = Shutdown::new();
         let admin = admin
@@ -124,12 +142,20 @@ impl Relay {
             "the relay is up"
         );
 
-        let accepting = listener::run(listener, Arc::clone(&shared));
+        if let (Some(listener), Some(peers)) = (peers, &shared.peers) {
+            let door = Door::Peers(Arc::clone(peers));
+            shared
+                .tasks
+                .spawn(listener::run(listener, Arc::clone(&shared), door));
+        }
+        let accepting = listener::run(listener, Arc::clone(&shared), Door::Public);
         let drain = async {
             shutdown.requested().await;
             info!(lines = shared.lines.in_progress(), "the relay is draining");
             listening.not_ready("draining");
             shared.draining.cancel();
+            // So that the others prefer other ways. Without the database they find out by trying.
+            let _ = tokio::time::timeout(TELL, shared.registry.drain()).await;
             let timeout = shared.config.timing.drain_timeout;
             if let Err(lines) = shared.lines.drained_within(timeout).await {
                 warn!(lines, "cut lines that did not end in time");
@@ -160,27 +186,43 @@ impl Relay {
         Ok(())
     }
 
-    fn into_shared(self) -> Result<Shared, Error> {
+    fn into_shared(self) -> Result<(Shared, Option<TcpListener>), Error> {
         let config = self.config;
         let limits = &config.limits;
         check(&config)?;
         let metrics = Metrics::register(&self.metrics)?;
-        let gate = Gate::new(
-            self.authority.validator().clone(),
-            &config.public_url,
-            config.timing.clock_tolerance,
-            limits.remembered_assertions,
-            AcceptConfig {
-                instance: config.instance.clone(),
-                timing: config.timing.carrier.clone(),
-                ws: config.ws.clone(),
-                mux: config.mux.clone(),
-                max_streams: limits.streams_per_carrier,
-            },
-        );
+        let gate = |audience: &Url| {
+            Gate::new(
+                self.authority.validator().clone(),
+                audience,
+                config.timing.clock_tolerance,
+                limits.remembered_assertions,
+                AcceptConfig {
+                    instance: config.instance.clone(),
+                    timing: config.timing.carrier.clone(),
+                    ws: config.ws.clone(),
+                    mux: config.mux.clone(),
+                    max_streams: limits.streams_per_carrier,
+                },
+            )
+        };
+        let (peer_listener, peers) = match self.peers {
+            None => (None, None),
+            Some((listener, address)) => {
+                let url = peers::audience(&address).ok_or_else(|| {
+                    Error::Config(format!("the address for peers {address} is not HOST:PORT"))
+                })?;
+                let identity = RelayIdentity::new(self.authority.clone(), &config.instance);
+                let identity = Arc::new(identity.map_err(Error::Tls)?);
+                let peers = Peers::new(identity, gate(&url), config.clone(), metrics.clone())?;
+                (Some(listener), Some(Arc::new(peers)))
+            }
+        };
+        let gate = gate(&config.public_url);
         let behind_balancer = config.tls == Tls::Plaintext;
-        Ok(Shared {
+        let shared = Shared {
             gate,
+            peers,
             half_open: HalfOpen::new(
                 limits.half_open,
                 (!behind_balancer).then_some(limits.half_open_per_address),
@@ -204,7 +246,8 @@ impl Relay {
             policy: self.policy,
             authority: self.authority,
             config,
-        })
+        };
+        Ok((shared, peer_listener))
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use http::{Response, StatusCode};
-use throwline_certs::{Kind, PeerIdentity};
+use throwline_certs::{Kind, PeerIdentity, SpiffeId};
 use throwline_tunnel::carrier::{Connection, IncomingStream};
 use throwline_tunnel::proto::close::CloseCode;
 use throwline_tunnel::proto::messages::{
@@ -18,6 +18,7 @@ use tracing::{Instrument, debug, error, info, info_span, warn};
 
 use crate::control::Control;
 use crate::early::Early;
+use crate::listener::Door;
 use crate::public::Admitted;
 use crate::registry::{Membership, Status, Tunnel};
 use crate::relay::Shared;
@@ -39,6 +40,13 @@ pub(crate) struct Established {
     proof: Proof,
     connection: Connection,
     seat: Seat,
+}
+
+impl Established {
+    /// Who it proved to be.
+    pub(crate) fn id(&self) -> &SpiffeId {
+        &self.peer.identity.id
+    }
 }
 
 /// What the relay knows of the far end of a carrier. All of it but the address is from its
@@ -107,6 +115,7 @@ impl Full {
 
 pub(crate) async fn establish<T>(
     shared: &Arc<Shared>,
+    door: &Door,
     admitted: Admitted,
     io: Early<T>,
 ) -> Option<Established>
@@ -118,7 +127,7 @@ where
         seat,
         client,
     } = admitted;
-    match shared.gate.establish(&admission, io).await {
+    match door.gate(shared).establish(&admission, io).await {
         Ok((connection, proof)) => {
             shared.metrics.handshake("accepted");
             Some(Established {

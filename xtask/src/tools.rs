@@ -124,6 +124,11 @@ pub(crate) fn install(root: &Path) -> Result<Report> {
         None => debian(&dir, "nginx", "usr/sbin/nginx"),
     };
     report.add("nginx", nginx, "by hand: install the package nginx");
+    report.add(
+        "postgres",
+        postgres(&dir),
+        "by hand: install the package postgresql",
+    );
     for (name, package) in ORDINARY {
         let path = match run::on_path(name) {
             Some(path) => Ok(path),
@@ -148,22 +153,7 @@ fn debian(dir: &Path, package: &str, inside: &str) -> Result<PathBuf> {
     let target = dir.join(package);
     let file = target.join(inside);
     if !file.is_file() {
-        let download = dir.join("download");
-        std::fs::create_dir_all(&download)?;
-        let fetch = || {
-            run::quiet(
-                Command::new("apt-get")
-                    .args(["download", package])
-                    .current_dir(&download),
-            )
-        };
-        // A machine that never asked for the lists knows no package yet.
-        if fetch().is_err() {
-            run::quiet(Command::new("apt-get").arg("update")).context("apt-get update")?;
-            fetch().with_context(|| format!("apt-get download {package}"))?;
-        }
-        let archive = newest_archive(&download, package)?;
-        run::quiet(Command::new("dpkg").arg("-x").arg(&archive).arg(&target))?;
+        unpack(dir, package, &target)?;
     }
     if !file.is_file() {
         bail!("the Debian package {package} does not hold {inside}");
@@ -176,6 +166,61 @@ fn debian(dir: &Path, package: &str, inside: &str) -> Result<PathBuf> {
         .file_name()
         .context("a file inside a package has a name")?;
     run::on_path(&name.to_string_lossy()).context("it is not on the path although installed")
+}
+
+/// The server, in a directory that has initdb and psql too.
+fn postgres(dir: &Path) -> Result<PathBuf> {
+    const INSIDE: &str = "usr/lib/postgresql/15/bin/postgres";
+    let on_path = run::on_path("postgres").and_then(|path| std::fs::canonicalize(path).ok());
+    if let Some(path) = on_path.filter(|path| runs_with_its_tools(path)) {
+        return Ok(path);
+    }
+    let installed = Path::new("/").join(INSIDE);
+    if runs_with_its_tools(&installed) {
+        return Ok(installed);
+    }
+    let target = dir.join("postgresql-15");
+    let file = target.join(INSIDE);
+    if !file.is_file() {
+        // The server finds its files beside itself, wherever both packages are unpacked.
+        unpack(dir, "postgresql-15", &target)?;
+        unpack(dir, "postgresql-client-15", &target)?;
+    }
+    if runs_with_its_tools(&file) {
+        return Ok(file);
+    }
+    apt_install("postgresql-15").context("it does not run unpacked")?;
+    if !runs_with_its_tools(&installed) {
+        bail!("the installed package postgresql-15 has no postgres, initdb and psql that run");
+    }
+    Ok(installed)
+}
+
+fn runs_with_its_tools(postgres: &Path) -> bool {
+    ["postgres", "initdb", "psql"].iter().all(|name| {
+        let mut command = Command::new(postgres.with_file_name(name));
+        run::quiet(command.arg("--version")).is_ok()
+    })
+}
+
+/// Downloads a Debian package and unpacks it there.
+fn unpack(dir: &Path, package: &str, target: &Path) -> Result<()> {
+    let download = dir.join("download");
+    std::fs::create_dir_all(&download)?;
+    let fetch = || {
+        run::quiet(
+            Command::new("apt-get")
+                .args(["download", package])
+                .current_dir(&download),
+        )
+    };
+    // A machine that never asked for the lists knows no package yet.
+    if fetch().is_err() {
+        run::quiet(Command::new("apt-get").arg("update")).context("apt-get update")?;
+        fetch().with_context(|| format!("apt-get download {package}"))?;
+    }
+    let archive = newest_archive(&download, package)?;
+    run::quiet(Command::new("dpkg").arg("-x").arg(&archive).arg(target)).map(drop)
 }
 
 fn newest_archive(download: &Path, package: &str) -> Result<PathBuf> {
@@ -252,6 +297,13 @@ fn version_of(name: &str, path: &Path) -> Result<String> {
             .and_then(|rest| rest.split('"').next());
         return Ok(version
             .context("kubectl does not say its version")?
+            .to_owned());
+    }
+    if name == "postgres" {
+        let text = run::quiet(command.arg("--version"))?;
+        let version = text.split_whitespace().find(|word| word.contains('.'));
+        return Ok(version
+            .context("postgres does not say its version")?
             .to_owned());
     }
     if name == "nginx" {

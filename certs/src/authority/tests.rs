@@ -32,7 +32,9 @@ impl Set {
             SystemTime::UNIX_EPOCH + Duration::from_secs(seconds.load(Ordering::SeqCst))
         });
         let state = self.dir.path().join("state");
-        Authority::open_at(&state, Some(&url()), clock)
+        Authority::builder(&state)
+            .clock(clock)
+            .open_or_create(&url())
             .await
             .unwrap()
     }

@@ -165,7 +165,8 @@ async fn strangers_and_the_wrong_kinds_are_refused() {
     let mut nobody = Arc::unwrap_or_clone(carrier_client(roots, None).unwrap());
     nobody
         .dangerous()
-        .set_certificate_verifier(Arc::new(ClusterVerifier {
+        .set_certificate_verifier(Arc::new(ServerVerifier {
+            want: Want::SESSION_CLUSTER,
             validator: validator.clone(),
             expect: session.prod.id().clone(),
         }));
@@ -319,4 +320,72 @@ async fn certificates_from_files() {
     let (near, far) = handshake(client, relay_server(files()).unwrap(), name).await;
     near.unwrap();
     far.unwrap();
+}
+
+/// Two relays know each other by name, both ways, and let nobody else in.
+#[tokio::test]
+async fn relays_know_each_other_by_name() {
+    let world = World::new().await;
+    let relay =
+        |instance: &str| Arc::new(RelayIdentity::new(world.authority.clone(), instance).unwrap());
+    let (a, b) = (relay("a"), relay("b"));
+    let serve_b = || peer_server(Arc::clone(&b)).unwrap();
+
+    let towards_b = peer_client(&a, "b").unwrap();
+    let (near, far) = handshake(towards_b, serve_b(), session_name()).await;
+    let name = |chain: Option<&[CertificateDer<'_>]>| peer_of(chain.unwrap()).unwrap().id;
+    assert_eq!(&name(near.unwrap().get_ref().1.peer_certificates()), b.id());
+    assert_eq!(&name(far.unwrap().get_ref().1.peer_certificates()), a.id());
+
+    let towards_c = peer_client(&a, "c").unwrap();
+    let (near, _) = handshake(towards_c, serve_b(), session_name()).await;
+    let error = near.unwrap_err();
+    let rustls::Error::InvalidCertificate(CertificateError::Other(other)) = tls_error(&error)
+    else {
+        panic!("{error}");
+    };
+    let unexpected = other.0.downcast_ref::<UnexpectedPeer>().unwrap();
+    assert_eq!(&unexpected.found, b.id());
+    let said = unexpected.to_string();
+    assert!(said.contains("another relay answers"), "{said}");
+
+    // A relay of another authority, an identity that has ended, nobody at all.
+    let stranger = World::new().await;
+    let foreign = RelayIdentity::new(stranger.authority.clone(), "a").unwrap();
+    let short = crate::authority::Lives {
+        relay: Duration::ZERO,
+        ..crate::authority::Lives::default()
+    };
+    let ended = RelayIdentity::new(world.authority.clone().with_lives(short), "a").unwrap();
+    let ended = peer_client(&ended, "b").unwrap();
+    let mut anonymous = Arc::unwrap_or_clone(peer_client(&a, "b").unwrap());
+    let without = carrier_client(world.authority.roots(), None).unwrap();
+    anonymous.client_auth_cert_resolver = Arc::clone(&without.client_auth_cert_resolver);
+    // Certificates know whole seconds.
+    tokio::time::sleep(Duration::from_millis(2100)).await;
+    let foreign = peer_client(&foreign, "b").unwrap();
+    for client in [foreign, ended, Arc::new(anonymous)] {
+        let (near, far) = handshake(client, serve_b(), session_name()).await;
+        assert!(near.is_err() && far.is_err());
+    }
+}
+
+#[tokio::test]
+async fn users_and_clusters_are_no_peers() {
+    let session = Session::new().await;
+    let authority = session.world.authority.clone();
+    let relay = Arc::new(RelayIdentity::new(authority, "a").unwrap());
+    let user = session.client("prod", Alpn::Http11);
+    let server = peer_server(Arc::clone(&relay)).unwrap();
+    let mut client = Arc::unwrap_or_clone(peer_client(&relay, "a").unwrap());
+    client.client_auth_cert_resolver = Arc::clone(&user.client_auth_cert_resolver);
+    let (near, far) = handshake(Arc::new(client), server, session_name()).await;
+    assert!(near.is_err());
+    assert!(matches!(
+        tls_error(&far.unwrap_err()),
+        rustls::Error::InvalidCertificate(CertificateError::Other(_))
+    ));
+    let client = peer_client(&relay, "prod").unwrap();
+    let (near, _) = handshake(client, session.server(&session.prod), session_name()).await;
+    assert!(near.is_err());
 }

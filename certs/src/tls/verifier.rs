@@ -2,7 +2,7 @@
 //! signature.
 
 use super::provider;
-use crate::{CheckError, PeerIdentity, SpiffeId, Validator, Want};
+use crate::{CheckError, Kind, PeerIdentity, SpiffeId, Validator, Want};
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
@@ -15,30 +15,38 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-/// A good certificate, but of somebody else: the relay joined us to the wrong cluster.
+/// A good certificate, but of somebody else: a relay joined us to the wrong cluster, or something
+/// answers at another relay's address.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "the other end is {found}, not {expected}: the relay joined this line to the wrong cluster"
-)]
+#[error("the other end is {found}, not {expected}: {}", why(.expected))]
 pub struct UnexpectedPeer {
     pub expected: SpiffeId,
     pub found: SpiffeId,
 }
 
-/// In the local proxy: the server must be this very cluster.
+fn why(expected: &SpiffeId) -> &'static str {
+    match expected.kind() {
+        Kind::Relay => "another relay answers at its address",
+        Kind::Cluster | Kind::User => "the relay joined this line to the wrong cluster",
+    }
+}
+
+/// Where one name is dialled: the server must be this very cluster, or this very relay.
 #[derive(Debug)]
-pub(super) struct ClusterVerifier {
+pub(super) struct ServerVerifier {
     pub(super) validator: Validator,
+    pub(super) want: Want,
     pub(super) expect: SpiffeId,
 }
 
-/// In the agent: the client must be a user.
+/// Where anybody of a kind may dial: users in the agent, relays on the listener for peers.
 #[derive(Debug)]
-pub(super) struct UserVerifier {
+pub(super) struct ClientVerifier {
     pub(super) validator: Validator,
+    pub(super) want: Want,
 }
 
-impl ServerCertVerifier for ClusterVerifier {
+impl ServerCertVerifier for ServerVerifier {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -47,13 +55,7 @@ impl ServerCertVerifier for ClusterVerifier {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let peer = check(
-            &self.validator,
-            end_entity,
-            intermediates,
-            Want::SESSION_CLUSTER,
-            now,
-        )?;
+        let peer = check(&self.validator, end_entity, intermediates, self.want, now)?;
         if peer.id != self.expect {
             let error = UnexpectedPeer {
                 expected: self.expect.clone(),
@@ -87,7 +89,7 @@ impl ServerCertVerifier for ClusterVerifier {
     }
 }
 
-impl ClientCertVerifier for UserVerifier {
+impl ClientCertVerifier for ClientVerifier {
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         &[]
     }
@@ -98,13 +100,7 @@ impl ClientCertVerifier for UserVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        check(
-            &self.validator,
-            end_entity,
-            intermediates,
-            Want::SESSION_USER,
-            now,
-        )?;
+        check(&self.validator, end_entity, intermediates, self.want, now)?;
         Ok(ClientCertVerified::assertion())
     }
 
@@ -184,5 +180,5 @@ fn schemes() -> Vec<SignatureScheme> {
 }
 
 fn tls12() -> Error {
-    Error::General("sealed sessions speak TLS 1.3 only".to_owned())
+    Error::General("only TLS 1.3 is spoken here".to_owned())
 }

@@ -2,6 +2,7 @@
 
 mod agent;
 mod clusters;
+mod database;
 mod demo;
 mod login;
 mod proxy;
@@ -19,7 +20,7 @@ use throwline_certs::token::EnrolmentToken;
 use throwline_ops::shutdown::SecondSignal;
 use tokio::net::TcpListener;
 
-use crate::args::{Command, Token};
+use crate::args::{Command, Database, Token};
 
 /// A token is a few hundred bytes; anything longer is the wrong file.
 const MAX_TOKEN: u64 = 16 * 1024;
@@ -27,7 +28,11 @@ const MAX_TOKEN: u64 = 16 * 1024;
 pub(crate) fn default_filter(command: &Command) -> &'static str {
     match command {
         // A person looks at these: only what they may have to act on.
-        Command::Demo(_) | Command::Login(_) | Command::Clusters(_) | Command::Token(_) => "warn",
+        Command::Demo(_)
+        | Command::Login(_)
+        | Command::Clusters(_)
+        | Command::Token(_)
+        | Command::Database(_) => "warn",
         Command::Relay(_) | Command::Agent(_) | Command::Proxy(_) => "info",
     }
 }
@@ -35,9 +40,12 @@ pub(crate) fn default_filter(command: &Command) -> &'static str {
 pub(crate) async fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Demo(args) => demo::run(args).await,
-        Command::Relay(args) => relay::run(args).await.map(|()| ExitCode::SUCCESS),
+        Command::Relay(args) => relay::run(*args).await.map(|()| ExitCode::SUCCESS),
         Command::Token(Token::Create(args)) => {
             token::create(args).await.map(|()| ExitCode::SUCCESS)
+        }
+        Command::Database(Database::Migrate(args)) => {
+            database::migrate(args).await.map(|()| ExitCode::SUCCESS)
         }
         Command::Agent(args) => agent::run(args).await.map(|()| ExitCode::SUCCESS),
         Command::Login(args) => login::run(args).await.map(|()| ExitCode::SUCCESS),

@@ -1,14 +1,19 @@
 //! `throwline relay`.
 
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use throwline_certs::Database;
 use throwline_certs::authority::{Authority, Lives, Subject};
+use throwline_certs::spiffe::check_relay_instance;
 use throwline_ops::Shutdown;
-use throwline_relay::{Config, Tls};
+use throwline_relay::registry::postgres::{self, Postgres};
+use throwline_relay::{Config, Relay, Tls};
 
 use crate::args;
-use crate::commands::{listen, listen_if, until_second_signal};
+use crate::commands::{database, listen, listen_if, until_second_signal};
 
 /// How long the first administrator has to sign in.
 const FIRST_TOKEN_TTL: Duration = Duration::from_secs(60 * 60);
@@ -28,7 +33,13 @@ pub(super) async fn run(args: args::Relay) -> anyhow::Result<()> {
         agent: args.agent_certificate_life,
         ..Lives::default()
     };
-    let authority = Authority::open_or_create(&args.state_dir, &args.public_url)
+    if let Some(instance) = &args.instance {
+        check_relay_instance(instance)?;
+    }
+    let database = database::named(&args.database)?;
+    let authority = Authority::builder(&args.state_dir)
+        .database(database.clone())
+        .open_or_create(&args.public_url)
         .await?
         .with_lives(lives);
     authority.set_relay_url(&args.public_url).await?;
@@ -63,9 +74,45 @@ pub(super) async fn run(args: args::Relay) -> anyhow::Result<()> {
     limits.half_open = args.max_half_open.unwrap_or(limits.half_open);
     limits.lines_per_user = args.max_lines_per_user.unwrap_or(limits.lines_per_user);
 
-    until_second_signal(
-        second,
-        throwline_relay::run(listener, admin, authority, config, shutdown),
-    )
+    config.instance = args.instance.unwrap_or(config.instance);
+
+    let metrics = prometheus::Registry::new();
+    let (mut registry, mut peers) = (None, None);
+    if let Some(database) = database {
+        let listener = listen(args.peer_listen, "other relays (--peer-listen)").await?;
+        let address = match args.peer_address {
+            Some(address) => address,
+            None => peer_address(&database, listener.local_addr()?).await?,
+        };
+        peers = Some((listener, address.clone()));
+        let mut own = postgres::Config::new(config.instance.clone(), address);
+        own.belief = args.registry_belief;
+        registry = Some(Postgres::start(database, own, &metrics)?);
+    }
+    let mut relay = Relay::new(authority, config).metrics(metrics);
+    if let Some(registry) = &registry {
+        relay = relay.registry(Arc::new(registry.clone()));
+    }
+    if let Some((listener, address)) = peers {
+        relay = relay.peers(listener, address);
+    }
+    until_second_signal(second, async {
+        let ended = relay.run(listener, admin, shutdown).await;
+        if let Some(registry) = registry {
+            registry.close().await;
+        }
+        ended
+    })
     .await
+}
+
+/// Who reaches the database most likely reaches this machine by the address that it has there.
+async fn peer_address(database: &Database, bound: SocketAddr) -> anyhow::Result<String> {
+    if !bound.ip().is_unspecified() {
+        return Ok(bound.to_string());
+    }
+    let address = database.local_address().await.context(
+        "cannot tell by which address other relays reach this machine; give --peer-address",
+    )?;
+    Ok(SocketAddr::new(address, bound.port()).to_string())
 }

@@ -4,6 +4,7 @@ use anyhow::bail;
 use throwline_certs::authority::{Authority, Subject};
 
 use crate::args;
+use crate::commands::database;
 
 pub(super) async fn create(args: args::TokenCreate) -> anyhow::Result<()> {
     let subject = match (args.cluster, args.user) {
@@ -14,7 +15,10 @@ pub(super) async fn create(args: args::TokenCreate) -> anyhow::Result<()> {
         },
         _ => bail!("give either --cluster or --user"),
     };
-    let authority = Authority::open(&args.state_dir).await?;
+    let authority = Authority::builder(&args.state_dir)
+        .database(database::named(&args.database)?)
+        .open()
+        .await?;
     let relay = authority.relay_url().await?;
     let token = authority.create_token(&subject, args.ttl, &relay).await?;
     println!("{token}");

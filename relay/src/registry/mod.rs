@@ -1,6 +1,7 @@
 //! Which cluster's tunnels are where.
 
 mod memory;
+pub mod postgres;
 mod table;
 
 use std::sync::{Arc, Mutex, PoisonError};

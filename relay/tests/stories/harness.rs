@@ -47,6 +47,10 @@ pub(crate) struct Setup {
     pub(crate) lives: Lives,
     pub(crate) configure: Box<dyn FnOnce(&mut Config) + Send>,
     pub(crate) policy: Option<Arc<dyn throwline_relay::policy::Policy>>,
+    pub(crate) registry: Option<Arc<dyn throwline_relay::registry::Registry>>,
+    /// Of another relay of the set.
+    pub(crate) authority: Option<Authority>,
+    pub(crate) peers: Option<TcpListener>,
 }
 
 impl Default for Setup {
@@ -56,6 +60,9 @@ impl Default for Setup {
             lives: Lives::default(),
             configure: Box::new(|_| {}),
             policy: None,
+            registry: None,
+            authority: None,
+            peers: None,
         }
     }
 }
@@ -98,10 +105,11 @@ impl World {
         let url: Url = format!("{scheme}://127.0.0.1:{}", address.port())
             .parse()
             .unwrap();
-        let authority = Authority::open_or_create(dir.path(), &url)
-            .await
-            .unwrap()
-            .with_lives(setup.lives);
+        let authority = match setup.authority {
+            Some(authority) => authority,
+            None => Authority::open_or_create(dir.path(), &url).await.unwrap(),
+        };
+        let authority = authority.with_lives(setup.lives);
         // The database's own tasks are there before and after.
         authority.clusters().await.unwrap();
         let tasks_before = tasks();
@@ -112,6 +120,13 @@ impl World {
         let mut relay = Relay::new(authority.clone(), config).metrics(metrics.clone());
         if let Some(policy) = setup.policy {
             relay = relay.policy(policy);
+        }
+        if let Some(registry) = setup.registry {
+            relay = relay.registry(registry);
+        }
+        if let Some(listener) = setup.peers {
+            let address = listener.local_addr().unwrap().to_string();
+            relay = relay.peers(listener, address);
         }
         let (trigger, shutdown) = Shutdown::new();
         let relay = tokio::spawn(relay.run(listener, Some(admin_listener), shutdown));

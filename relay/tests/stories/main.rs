@@ -12,5 +12,6 @@ mod handshake;
 mod harness;
 mod lifetime;
 mod limits;
+mod peers;
 mod raw;
 mod routing;

@@ -1,0 +1,43 @@
+//! The tables in a file of the state directory: for one relay.
+
+use super::Store;
+use crate::{Error, files};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use std::{path::Path, time::Duration};
+
+const FILE: &str = "authority.db";
+/// How long a write waits for another process's. Writes take milliseconds; this bounds a stuck
+/// disk.
+const BUSY: Duration = Duration::from_secs(10);
+/// SQLite has one writer; a few more connections serve the readers.
+const CONNECTIONS: u32 = 4;
+
+/// Opens and migrates. The caller holds the lock of the state directory.
+pub(in crate::authority) async fn open(dir: &Path) -> Result<Store, Error> {
+    let path = dir.join(FILE);
+    // Made here, so that it is private from the first byte; SQLite gives the mode to its other
+    // files.
+    drop(files::open_private(&path)?);
+    let options = SqliteConnectOptions::new()
+        .filename(&path)
+        .journal_mode(SqliteJournalMode::Wal)
+        // A token must stay redeemed through a loss of power.
+        .synchronous(SqliteSynchronous::Full)
+        .busy_timeout(BUSY)
+        .foreign_keys(true);
+    let pool = SqlitePoolOptions::new()
+        .max_connections(CONNECTIONS)
+        .acquire_timeout(BUSY * 2)
+        .connect_with(options)
+        .await;
+    let failed = |what: String| Error::Database {
+        at: path.display().to_string(),
+        what: format!("{what}; restore it from a backup if it is damaged"),
+    };
+    let pool = pool.map_err(|error| failed(error.to_string()))?;
+    sqlx::migrate!("migrations/sqlite")
+        .run(&pool)
+        .await
+        .map_err(|error| failed(error.to_string()))?;
+    Ok(Store::Sqlite { pool, path })
+}

@@ -1,0 +1,184 @@
+//! A real PostgreSQL in a directory of its own, on a free port.
+
+use std::net::SocketAddr;
+use std::os::unix::fs::chown;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use tokio::process::Command;
+
+use crate::process::Process;
+use crate::{eventually, free_address, tools};
+
+/// The database's owner.
+pub const OWNER: &str = "owner";
+
+pub struct Postgres {
+    process: Process,
+    address: SocketAddr,
+    /// The binaries' directory: it has psql and initdb too.
+    binaries: PathBuf,
+    account: Option<(u32, u32)>,
+    dir: tempfile::TempDir,
+}
+
+impl Postgres {
+    /// With one empty database, `throwline`, which every local role may enter without a password.
+    pub async fn start() -> Result<Self> {
+        let postgres = std::fs::canonicalize(tools::find("postgres")?)?;
+        let binaries = postgres
+            .parent()
+            .context("a binary has a directory")?
+            .to_owned();
+        // PostgreSQL does not run as root.
+        let account = rustix::process::geteuid()
+            .is_root()
+            .then(account)
+            .transpose()?;
+        let dir = tempfile::Builder::new().prefix("throwline-pg-").tempdir()?;
+        if let Some((user, group)) = account {
+            chown(dir.path(), Some(user), Some(group))?;
+        }
+        let data = dir.path().join("data");
+        let mut initdb = plain(&binaries.join("initdb"), account);
+        initdb.arg("-D").arg(&data).args([
+            "-U",
+            OWNER,
+            "-A",
+            "trust",
+            "-E",
+            "UTF8",
+            "--locale=C",
+            "--no-sync",
+        ]);
+        let output = initdb.output().await?;
+        ensure!(
+            output.status.success(),
+            "initdb failed: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        let address = free_address()?;
+        let process = spawn(dir.path(), &binaries, account, address)?;
+        let this = Self {
+            process,
+            address,
+            binaries,
+            account,
+            dir,
+        };
+        this.ready().await?;
+        this.sql_in("postgres", OWNER, "CREATE DATABASE throwline")
+            .await?;
+        Ok(this)
+    }
+
+    /// The URL for this role, without a password.
+    pub fn url(&self, role: &str) -> String {
+        url(role, self.address)
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    pub fn log(&self) -> String {
+        self.process.log()
+    }
+
+    /// Runs a text with psql as this role; what it prints, bare.
+    pub async fn sql(&self, role: &str, text: &str) -> Result<String> {
+        self.sql_in("throwline", role, text).await
+    }
+
+    async fn sql_in(&self, database: &str, role: &str, text: &str) -> Result<String> {
+        let output = plain(&self.binaries.join("psql"), None)
+            .args([
+                "-X",
+                "-q",
+                "-A",
+                "-t",
+                "-v",
+                "ON_ERROR_STOP=1",
+                "-h",
+                "127.0.0.1",
+            ])
+            .args(["-p", &self.address.port().to_string()])
+            .args(["-U", role, "-d", database, "-c", text])
+            .output()
+            .await?;
+        let error = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "psql: {error}");
+        Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+    }
+
+    /// Stops it at once, as a crash of its machine would.
+    pub async fn stop(&self) -> Result<()> {
+        // Immediate shutdown: the postmaster ends its children too.
+        self.process.signal(rustix::process::Signal::QUIT);
+        self.process.ended(Duration::from_secs(20)).await?;
+        Ok(())
+    }
+
+    /// Starts it again, here or at another address.
+    pub async fn start_at(&mut self, address: SocketAddr) -> Result<()> {
+        self.address = address;
+        self.process = spawn(self.dir.path(), &self.binaries, self.account, address)?;
+        self.ready().await
+    }
+
+    async fn ready(&self) -> Result<()> {
+        eventually(Duration::from_secs(30), "PostgreSQL answers", || async {
+            self.process.check_running().await?;
+            self.sql_in("postgres", OWNER, "SELECT 1").await
+        })
+        .await
+        .map(drop)
+        .with_context(|| self.log())
+    }
+}
+
+/// The URL for a role of a server at this address.
+pub fn url(role: &str, address: SocketAddr) -> String {
+    format!("postgres://{role}@{address}/throwline?sslmode=disable")
+}
+
+fn spawn(
+    dir: &Path,
+    binaries: &Path,
+    account: Option<(u32, u32)>,
+    address: SocketAddr,
+) -> Result<Process> {
+    let mut command = plain(&binaries.join("postgres"), account);
+    command
+        .arg("-D")
+        .arg(dir.join("data"))
+        .args(["-h", "127.0.0.1", "-p", &address.port().to_string(), "-k"])
+        .arg(dir)
+        .args(["-c", "fsync=off"]);
+    Process::start("postgres", dir, command)
+}
+
+fn plain(program: &Path, account: Option<(u32, u32)>) -> Command {
+    let mut command = Command::new(program);
+    command.env_clear().env("LC_ALL", "C").current_dir("/");
+    if let Some((user, group)) = account {
+        command.uid(user).gid(group);
+    }
+    command
+}
+
+/// An account to drop to: `postgres` where the package made it, else `nobody`.
+fn account() -> Result<(u32, u32)> {
+    let passwd = std::fs::read_to_string("/etc/passwd")?;
+    let ids = |name: &str| {
+        let line = passwd
+            .lines()
+            .find(|line| line.split(':').next() == Some(name))?;
+        let mut fields = line.split(':').skip(2);
+        Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
+    };
+    ids("postgres")
+        .or_else(|| ids("nobody"))
+        .context("there is neither an account postgres nor nobody to run PostgreSQL as")
+}

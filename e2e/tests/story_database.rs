@@ -1,0 +1,358 @@
+//! Relays that share a real PostgreSQL.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use throwline_certs::authority::{Authority, RedeemError, Subject};
+use throwline_certs::{Database, PendingIdentity};
+use throwline_e2e::forwarder::Forwarder;
+use throwline_e2e::postgres::{self, OWNER, Postgres};
+use throwline_e2e::world::{CLUSTER, USER, private_dir, said, throwline};
+use throwline_e2e::{Agent, Relay, Suite, User, contains, eventually, free_address, lacks};
+use throwline_relay::registry::postgres::{Config, Postgres as Shared};
+use throwline_relay::registry::{Presence, Registry};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+/// The role of docs/operating.md.
+const ROLE: &str = "throwline_relay";
+
+fn main() -> ExitCode {
+    Suite::new()
+        .story("the_minimal_role_works_and_may_not_more", the_minimal_role)
+        .story("one_ca_for_all", one_ca_for_all)
+        .story("one_of_fifty_redeems", one_of_fifty_redeems)
+        .story("relays_share_who_is_who_and_where", relays_share)
+        .story("an_outage_is_lived_through_and_a_move_followed", an_outage)
+        .run(|| async { Ok(()) })
+}
+
+/// The SQL that operators are told to run.
+fn rights() -> Result<String> {
+    let text = include_str!("../../docs/operating.md");
+    let (_, rest) = text
+        .split_once("```sql\n")
+        .context("no SQL in operating.md")?;
+    Ok(rest
+        .split_once("```")
+        .context("the SQL has no end")?
+        .0
+        .to_owned())
+}
+
+async fn with_role() -> Result<Postgres> {
+    let server = Postgres::start().await?;
+    Authority::migrate(&Database::from_url(&server.url(OWNER))?).await?;
+    server.sql(OWNER, &rights()?).await?;
+    Ok(server)
+}
+
+async fn the_minimal_role(_: Arc<()>) -> Result<()> {
+    let server = Postgres::start().await?;
+    let dir = private_dir()?;
+    server
+        .sql(OWNER, "CREATE ROLE throwline_relay LOGIN")
+        .await?;
+    // Nothing is there yet, and the role may not make it: it is said what to do.
+    let role = Database::from_url(&server.url(ROLE))?;
+    let error = match Authority::migrate(&role).await {
+        Ok(_) => bail!("the role made the tables"),
+        Err(error) => error.to_string(),
+    };
+    contains(&error, "throwline database migrate")?;
+    let url = server.url(OWNER);
+    let output = throwline(dir.path())?
+        .args(["database", "migrate", "--database", &url])
+        .output()
+        .await?;
+    ensure!(output.status.success(), "{}", said(&output));
+    server
+        .sql(
+            OWNER,
+            &rights()?.replace("CREATE ROLE throwline_relay LOGIN;", ""),
+        )
+        .await?;
+    let relay = Relay::start(dir.path(), &["--database", &server.url(ROLE)]).await?;
+    let token = relay.token(&["--user", USER]).await?;
+    User::login(dir.path(), USER, &token, &[]).await?;
+    for forbidden in [
+        "CREATE TABLE more (x int)",
+        "DROP TABLE tokens",
+        "DELETE FROM tokens",
+        "UPDATE tokens SET name = 'root'",
+        "DELETE FROM certificates",
+        "UPDATE certificates SET name = 'root'",
+        "DELETE FROM clusters",
+        "DELETE FROM settings",
+        "UPDATE tunnels SET cluster = 'other'",
+        "DELETE FROM _sqlx_migrations",
+    ] {
+        let refused = server.sql(ROLE, forbidden).await;
+        ensure!(refused.is_err(), "the role may: {forbidden}");
+    }
+    Ok(())
+}
+
+async fn one_ca_for_all(_: Arc<()>) -> Result<()> {
+    let server = with_role().await?;
+    let database = Some(Database::from_url(&server.url(ROLE))?);
+    let url = "https://relay.example.com".parse()?;
+    let dir = private_dir()?;
+    let open = |name: &str| {
+        let builder = Authority::builder(&dir.path().join(name));
+        builder.database(database.clone())
+    };
+    // Two at once on an empty database: one makes the CA, and the other is told to copy it.
+    let (one, two) = tokio::join!(
+        open("a").open_or_create(&url),
+        open("b").open_or_create(&url)
+    );
+    let (made, refused, state) = match (one, two) {
+        (Ok(made), Err(refused)) => (made, refused, "a"),
+        (Err(refused), Ok(made)) => (made, refused, "b"),
+        (one, two) => bail!("not one of two: {one:?} {two:?}"),
+    };
+    ensure!(made.was_created());
+    contains(&refused.to_string(), "holds no CA")?;
+    contains(&refused.to_string(), "copy ca.pem and ca.key")?;
+    Authority::open_or_create(&dir.path().join("other"), &url).await?;
+    let refused = open("other").open_or_create(&url).await;
+    contains(
+        &format!("{:#}", refused.err().context("it was let in")?),
+        "another CA",
+    )?;
+    std::fs::create_dir(dir.path().join("copy"))?;
+    for file in ["ca.pem", "ca.key"] {
+        std::fs::copy(
+            dir.path().join(state).join(file),
+            dir.path().join("copy").join(file),
+        )?;
+    }
+    let copy = open("copy").open_or_create(&url).await?;
+    ensure!(copy.roots() == made.roots() && !copy.was_created());
+    // The key is not in the database: nothing there is as long.
+    let dump = server
+        .sql(OWNER, "SELECT string_agg(value, ' ') FROM settings")
+        .await?;
+    lacks(&dump, "PRIVATE KEY")?;
+    Ok(())
+}
+
+async fn one_of_fifty_redeems(_: Arc<()>) -> Result<()> {
+    let server = with_role().await?;
+    let database = Some(Database::from_url(&server.url(ROLE))?);
+    let dir = private_dir()?;
+    let url = "https://relay.example.com".parse()?;
+    let builder = Authority::builder(dir.path()).database(database);
+    let (one, two) = (
+        builder.clone().open_or_create(&url).await?,
+        builder.open().await?,
+    );
+    let subject = Subject::Cluster(CLUSTER.into());
+    let token = one
+        .create_token(&subject, Duration::from_secs(60), &url)
+        .await?;
+    let tries = (0..50).map(|number| {
+        let authority = if number % 2 == 0 { &one } else { &two }.clone();
+        let secret = token.secret.clone();
+        tokio::spawn(async move {
+            let csr = PendingIdentity::generate()?.csr_pem();
+            Ok::<_, anyhow::Error>(authority.redeem(&secret, &csr).await)
+        })
+    });
+    let (mut won, mut late) = (0, 0);
+    for tried in tries.collect::<Vec<_>>() {
+        match tried.await?? {
+            Ok(_) => won += 1,
+            Err(RedeemError::AlreadyRedeemed { .. }) => late += 1,
+            Err(error) => bail!("{error}"),
+        }
+    }
+    ensure!((won, late) == (1, 49), "{won} won, {late} were late");
+    Ok(())
+}
+
+/// A kubeconfig of an API server that is not there: these stories are about carriers, which an
+/// agent holds all the same.
+fn no_cluster(dir: &Path) -> Result<PathBuf> {
+    let file = dir.join("no-cluster");
+    let text = "{apiVersion: v1, kind: Config, current-context: c, users: [{name: u, user: {}}], \
+                clusters: [{name: c, cluster: {server: 'http://127.0.0.1:1'}}], \
+                contexts: [{name: c, context: {cluster: c, user: u}}]}";
+    std::fs::write(&file, text)?;
+    Ok(file)
+}
+
+/// What another relay of the set would know, with short times.
+fn observer(url: &str, belief: Duration) -> Result<Shared> {
+    let mut config = Config::new("observer".into(), "127.0.0.1:1".into());
+    config.heartbeat = Duration::from_millis(300);
+    config.belief = belief;
+    let metrics = prometheus::Registry::new();
+    Ok(Shared::start(Database::from_url(url)?, config, &metrics)?)
+}
+
+async fn connected(registry: &Shared, relay: &str) -> Result<()> {
+    match registry.find(CLUSTER).await {
+        Presence::Connected(routes) => {
+            ensure!(routes.iter().all(|route| route.here().is_none()));
+            let peers = registry.peers().await;
+            ensure!(peers.iter().any(|peer| peer.instance == relay), "{peers:?}");
+            Ok(())
+        }
+        Presence::Gone(_) | Presence::Unseen => bail!("no tunnel is known"),
+        Presence::Unknown(ago) => bail!("unknown since {ago:?}"),
+    }
+}
+
+async fn relays_share(_: Arc<()>) -> Result<()> {
+    let server = with_role().await?;
+    let dir = private_dir()?;
+    let kubeconfig = no_cluster(dir.path())?;
+    let url = server.url(ROLE);
+    let front = free_address()?;
+    let public = format!("https://localhost:{}", front.port());
+    let (one_dir, two_dir) = (dir.path().join("one"), dir.path().join("two"));
+    let one = Relay::at(
+        &one_dir,
+        front,
+        &public,
+        &["--database", &url, "--instance", "one"],
+    )
+    .await?;
+    std::fs::create_dir_all(two_dir.join("relay-state"))?;
+    for file in ["ca.pem", "ca.key"] {
+        std::fs::copy(one.state.join(file), two_dir.join("relay-state").join(file))?;
+    }
+    let back = free_address()?;
+    let two = Relay::at(
+        &two_dir,
+        back,
+        &public,
+        &["--database", &url, "--instance", "two"],
+    )
+    .await?;
+    // A token made at one relay is good, and what it enrolled is known, by way of the other.
+    let token = two.token(&["--cluster", CLUSTER]).await?;
+    let agent = Agent::start(dir.path(), CLUSTER, &token, &kubeconfig, &[]).await?;
+    agent.connected().await?;
+    let token = two.token(&["--user", USER]).await?;
+    let user = User::login(dir.path(), USER, &token, &[]).await?;
+    let rows = "SELECT relay, cluster FROM tunnels";
+    eventually(PATIENCE, "the tunnel has its row", || async {
+        let rows = server.sql(OWNER, rows).await?;
+        ensure!(rows == format!("one|{CLUSTER}"), "{rows:?}");
+        Ok(())
+    })
+    .await?;
+    let name = "throwline_relay_remote_tunnels";
+    eventually(PATIENCE, "the other relay knows the tunnel", || async {
+        let metrics = two.metrics().await?;
+        ensure!(metrics.sum(name, &[]) == 1.0, "{}", metrics.text());
+        Ok(())
+    })
+    .await?;
+    // The same address now leads to the other relay: the identities are good there too.
+    one.process.kill().await?;
+    let balancer = Forwarder::start(front, back).await?;
+    eventually(
+        PATIENCE,
+        "the agent is accepted by the other relay",
+        || async {
+            let rows = server
+                .sql(OWNER, "SELECT relay FROM tunnels WHERE relay = 'two'")
+                .await?;
+            ensure!(rows == "two", "{rows:?}");
+            Ok(())
+        },
+    )
+    .await?;
+    let clusters = user.clusters().await?;
+    contains(&clusters.to_string(), "true")?;
+    // Nobody said goodbye for the dead relay; its row goes by itself.
+    eventually(PATIENCE, "the dead relay is forgotten", || async {
+        let rows = server.sql(OWNER, "SELECT instance FROM relays").await?;
+        ensure!(rows == "two", "{rows:?}");
+        Ok(())
+    })
+    .await?;
+    agent.process.stop(PATIENCE).await?;
+    two.process.stop(PATIENCE).await?;
+    let left = server.sql(OWNER, "SELECT count(*) FROM relays").await?;
+    ensure!(left == "0", "a relay that stopped left its row");
+    drop(balancer);
+    Ok(())
+}
+
+async fn an_outage(_: Arc<()>) -> Result<()> {
+    let mut server = with_role().await?;
+    let dir = private_dir()?;
+    let kubeconfig = no_cluster(dir.path())?;
+    // Stands for the database's name: behind it, the address changes.
+    let name = free_address()?;
+    let forwarder = Forwarder::start(name, server.address()).await?;
+    let url = postgres::url(ROLE, name);
+    let relay = Relay::start(dir.path(), &["--database", &url, "--instance", "one"]).await?;
+    let token = relay.token(&["--cluster", CLUSTER]).await?;
+    let agent = Agent::start(dir.path(), CLUSTER, &token, &kubeconfig, &[]).await?;
+    agent.connected().await?;
+    let believer = observer(&url, Duration::from_secs(600))?;
+    eventually(PATIENCE, "the tunnel is known", || {
+        connected(&believer, "one")
+    })
+    .await?;
+    let mut doubter = Config::new("doubter".into(), "127.0.0.1:1".into());
+    doubter.heartbeat = Duration::from_millis(300);
+    doubter.belief = Duration::from_secs(3);
+    let metrics = prometheus::Registry::new();
+    let doubter = Shared::start(Database::from_url(&url)?, doubter, &metrics)?;
+    eventually(PATIENCE, "the tunnel is known", || {
+        connected(&doubter, "one")
+    })
+    .await?;
+
+    server.stop().await?;
+    eventually(PATIENCE, "the bound is reached", || async {
+        match doubter.find(CLUSTER).await {
+            Presence::Unknown(ago) => {
+                ensure!(ago >= Duration::from_secs(3), "doubted after {ago:?}");
+                Ok(())
+            }
+            _ => bail!("still believed"),
+        }
+    })
+    .await?;
+    connected(&believer, "one")
+        .await
+        .context("the cache was not believed")?;
+    // The relay and its agent did not mind.
+    agent.connected().await?;
+    let up = relay
+        .metrics()
+        .await?
+        .sum("throwline_relay_database_up", &[]);
+    ensure!(up == 0.0, "the relay did not notice");
+    ensure!(relay.metrics().await?.sum("throwline_relay_carriers", &[]) == 1.0);
+
+    // Back, elsewhere.
+    let moved = free_address()?;
+    server.start_at(moved).await?;
+    drop(forwarder);
+    let forwarder = Forwarder::start(name, moved).await?;
+    eventually(PATIENCE, "it is known again", || connected(&doubter, "one")).await?;
+    eventually(PATIENCE, "the relay is back too", || async {
+        let metrics = relay.metrics().await?;
+        ensure!(metrics.sum("throwline_relay_database_up", &[]) == 1.0);
+        ensure!(metrics.sum("throwline_relay_database_owed_writes", &[]) == 0.0);
+        Ok(())
+    })
+    .await?;
+    believer.close().await;
+    doubter.close().await;
+    let left = server.sql(OWNER, "SELECT instance FROM relays").await?;
+    ensure!(left == "one", "{left:?}");
+    drop(forwarder);
+    Ok(())
+}

@@ -1,0 +1,397 @@
+//! The one connection to the database on which this relay listens, writes and counts heartbeats.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::Acquire;
+use sqlx::postgres::{PgConnection, PgListener, Postgres as Pg};
+use throwline_certs::database::QUERY;
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use super::Shared;
+use super::ledger::Batch;
+use super::notice::{CHANNEL, Epoch, Notice, Row, is_address, is_instance};
+use super::remotes::Beat;
+
+/// Full jitter is not needed: relays are few, and each tries once in this time.
+const SHORTEST_WAIT: Duration = Duration::from_millis(250);
+/// Below a heartbeat's life, so that nobody takes this relay for dead after an outage.
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
+/// How often everything is read anew, against what no notice told.
+const RELOAD: Duration = Duration::from_secs(600);
+
+/// Why a connection was given up.
+#[derive(Debug, thiserror::Error)]
+enum Lost {
+    #[error("{0}")]
+    Database(#[from] sqlx::Error),
+    #[error("the connection was cut")]
+    Cut,
+    #[error("a query was not answered within {QUERY:?}")]
+    Silent,
+}
+
+/// Keeps the registry in step with the database until `stop`, then takes this relay out of it.
+pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
+    let mut wait = SHORTEST_WAIT;
+    loop {
+        let served = serve(&shared, &stop).await;
+        let was_up = shared.away();
+        match served {
+            Ok(()) => return,
+            Err(error) if was_up => {
+                wait = SHORTEST_WAIT;
+                warn!(database = %shared.database, %error, "the database is away; its tunnels are believed for a while");
+            }
+            Err(error) => debug!(database = %shared.database, %error, "the database is still away"),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(wait) => wait = (wait * 2).min(LONGEST_WAIT),
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
+enum Event {
+    Heard(Option<String>),
+    Tick,
+    Owed,
+    Stop,
+}
+
+async fn serve(shared: &Shared, stop: &CancellationToken) -> Result<(), Lost> {
+    // A pool of one, because a listener takes its connection from one. It connects anew each
+    // time, and so resolves the name anew.
+    let pool = shared.database.pool(1);
+    let mut listener = tokio::select! {
+        listener = PgListener::connect_with(&pool) => listener?,
+        () = stop.cancelled() => return Ok(()),
+    };
+    listener.ignore_pool_close_event(true);
+    // What was not heard cannot be made up by listening again, only by reading: see `run`.
+    listener.eager_reconnect(false);
+    // Listen first, then read: what comes in between is heard.
+    bounded(listener.listen(CHANNEL)).await?;
+    let mut tick = tokio::time::interval(shared.config.heartbeat);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut reload_at = Instant::now();
+    loop {
+        let event = tokio::select! {
+            heard = listener.try_recv() => {
+                Event::Heard(heard?.map(|notice| notice.payload().to_owned()))
+            }
+            _ = tick.tick() => Event::Tick,
+            () = shared.work.notified() => Event::Owed,
+            () = stop.cancelled() => Event::Stop,
+        };
+        match event {
+            Event::Heard(None) => return Err(Lost::Cut),
+            Event::Heard(Some(text)) => {
+                let Some(notice) = Notice::decode(&text) else {
+                    debug!("ignored a notice that is not one");
+                    continue;
+                };
+                let about = (notice.relay().0.to_owned(), notice.relay().1);
+                let must_read = shared.lock().remotes.hear(notice, Instant::now());
+                if must_read {
+                    let connection = listener.acquire().await?;
+                    round(shared, &mut *connection).await?;
+                    bounded(load(shared, connection, &about)).await?;
+                }
+            }
+            Event::Tick => {
+                let connection = listener.acquire().await?;
+                if Instant::now() >= reload_at {
+                    reload_at = Instant::now() + RELOAD;
+                    bounded(beat(shared, &mut *connection)).await?;
+                    load_all(shared, connection).await?;
+                } else {
+                    bounded(beat(shared, &mut *connection)).await?;
+                    round(shared, connection).await?;
+                }
+                // Also what a connection before this one did not get through.
+                flush(shared, listener.acquire().await?).await?;
+            }
+            Event::Owed => flush(shared, listener.acquire().await?).await?,
+            Event::Stop => {
+                bounded(leave(shared, listener.acquire().await?)).await?;
+                return Ok(());
+            }
+        }
+    }
+}
+
+async fn bounded<T>(work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, Lost> {
+    match tokio::time::timeout(QUERY, work).await {
+        Ok(done) => Ok(done?),
+        Err(_) => Err(Lost::Silent),
+    }
+}
+
+/// One heartbeat. Without a row, because this is the first or others took us for dead, this
+/// relay registers, and owes all its live tunnels.
+async fn beat(shared: &Shared, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+    let beaten = sqlx::query(
+        "UPDATE relays SET heartbeat_at = now() WHERE instance = $1 AND started_at = $2",
+    )
+    .bind(&shared.config.instance)
+    .bind(shared.epoch)
+    .execute(&mut *connection)
+    .await?;
+    if beaten.rows_affected() > 0 {
+        return Ok(());
+    }
+    let draining = {
+        let mut state = shared.lock();
+        state.ledger.forgotten();
+        state.ledger.is_draining()
+    };
+    let mut tx = connection.begin().await?;
+    // A predecessor of this name is over: two at once is a mistake that the log shows by
+    // this line's repetition.
+    sqlx::query("DELETE FROM relays WHERE instance = $1")
+        .bind(&shared.config.instance)
+        .execute(&mut *tx)
+        .await?;
+    sqlx::query(
+        "INSERT INTO relays (instance, address, version, started_at, heartbeat_at, draining)
+         VALUES ($1, $2, $3, $4, now(), $5)",
+    )
+    .bind(&shared.config.instance)
+    .bind(&shared.config.address)
+    .bind(env!("CARGO_PKG_VERSION"))
+    .bind(shared.epoch)
+    .bind(draining)
+    .execute(&mut *tx)
+    .await?;
+    let notice = Notice::Relay {
+        relay: shared.config.instance.clone(),
+        epoch: shared.epoch,
+    };
+    tell(&mut tx, &[notice.encode()]).await?;
+    tx.commit().await?;
+    info!(
+        instance = shared.config.instance,
+        address = shared.config.address,
+        "registered this relay"
+    );
+    // What lives is owed, and follows at once.
+    shared.work.notify_one();
+    Ok(())
+}
+
+/// Reads all heartbeats, then the tunnels of who is new, and removes the dead.
+async fn round(shared: &Shared, connection: &mut PgConnection) -> Result<(), Lost> {
+    let beats = bounded(beats(&mut *connection)).await?;
+    let round = shared.good_round(beats);
+    for about in &round.load {
+        bounded(load(shared, &mut *connection, about)).await?;
+    }
+    for about in &round.reap {
+        bounded(reap(shared, &mut *connection, about)).await?;
+    }
+    Ok(())
+}
+
+async fn reap(
+    shared: &Shared,
+    connection: &mut PgConnection,
+    (instance, epoch): &(String, Epoch),
+) -> Result<(), sqlx::Error> {
+    let mut tx = connection.begin().await?;
+    let reaped = sqlx::query(
+        "DELETE FROM relays WHERE instance = $1 AND started_at = $2
+             AND heartbeat_at < now() - $3 * interval '1 millisecond'",
+    )
+    .bind(instance)
+    .bind(epoch)
+    .bind(i64::try_from(shared.config.life.as_millis()).unwrap_or(i64::MAX))
+    .execute(&mut *tx)
+    .await?;
+    if reaped.rows_affected() > 0 {
+        let notice = Notice::Gone {
+            relay: instance.clone(),
+            epoch: *epoch,
+        };
+        tell(&mut tx, &[notice.encode()]).await?;
+        warn!(relay = %instance, "removed a relay that has fallen silent");
+    }
+    tx.commit().await
+}
+
+async fn beats(connection: &mut PgConnection) -> Result<Vec<Beat>, sqlx::Error> {
+    type Line = (String, Epoch, String, bool, f64);
+    let rows: Vec<Line> = sqlx::query_as(
+        "SELECT instance, started_at, address, draining,
+                greatest(extract(epoch FROM now() - heartbeat_at), 0)::float8
+         FROM relays",
+    )
+    .fetch_all(connection)
+    .await?;
+    let beat = |(instance, epoch, address, draining, age): Line| {
+        (is_instance(&instance) && is_address(&address)).then(|| Beat {
+            instance,
+            epoch,
+            address,
+            draining,
+            age: Duration::try_from_secs_f64(age).unwrap_or(Duration::MAX),
+        })
+    };
+    Ok(rows.into_iter().filter_map(beat).collect())
+}
+
+/// Every relay's tunnels.
+async fn load_all(shared: &Shared, connection: &mut PgConnection) -> Result<(), Lost> {
+    round(shared, &mut *connection).await?;
+    for beat in bounded(beats(&mut *connection)).await? {
+        bounded(load(shared, &mut *connection, &(beat.instance, beat.epoch))).await?;
+    }
+    Ok(())
+}
+
+async fn load(
+    shared: &Shared,
+    connection: &mut PgConnection,
+    (instance, epoch): &(String, Epoch),
+) -> Result<(), sqlx::Error> {
+    let rows: Vec<(i64, String, String, i64)> = sqlx::query_as(
+        "SELECT carrier, cluster, agent_instance, since
+         FROM tunnels JOIN relays ON instance = relay WHERE instance = $1 AND started_at = $2",
+    )
+    .bind(instance)
+    .bind(epoch)
+    .fetch_all(connection)
+    .await?;
+    let row = |(carrier, cluster, agent_instance, since)| Row {
+        carrier,
+        cluster,
+        agent_instance,
+        since,
+    };
+    let rows = rows.into_iter().map(row).filter(Row::is_sound).collect();
+    let mut state = shared.lock();
+    state
+        .remotes
+        .replace(instance, *epoch, rows, Instant::now());
+    Ok(())
+}
+
+/// Writes all that is owed.
+async fn flush(shared: &Shared, connection: &mut PgConnection) -> Result<(), Lost> {
+    loop {
+        let batch = shared.lock().ledger.next();
+        if batch.is_empty() {
+            return Ok(());
+        }
+        if bounded(write(shared, &mut *connection, &batch)).await? {
+            shared.lock().ledger.done(&batch);
+        } else {
+            bounded(beat(shared, &mut *connection)).await?;
+        }
+    }
+}
+
+/// `false` when the database has no row for this relay.
+async fn write(
+    shared: &Shared,
+    connection: &mut PgConnection,
+    batch: &Batch,
+) -> Result<bool, sqlx::Error> {
+    let (relay, epoch) = (&shared.config.instance, shared.epoch);
+    let mut tx = connection.begin().await?;
+    // Waits for what an earlier connection of ours may still be committing: the order of our
+    // writes is the order of the events.
+    let ours: Option<i64> = sqlx::query_scalar(
+        "SELECT started_at FROM relays WHERE instance = $1 AND started_at = $2 FOR NO KEY UPDATE",
+    )
+    .bind(relay)
+    .bind(epoch)
+    .fetch_optional(&mut *tx)
+    .await?;
+    if ours.is_none() {
+        return Ok(false);
+    }
+    let column = |of: fn(&Row) -> &str| -> Vec<String> {
+        batch.inserts.iter().map(|row| of(row).to_owned()).collect()
+    };
+    let number = |of: fn(&Row) -> i64| -> Vec<i64> { batch.inserts.iter().map(of).collect() };
+    sqlx::query(
+        "INSERT INTO tunnels (relay, carrier, cluster, agent_instance, since)
+         SELECT $1, * FROM unnest($2::bigint[], $3::text[], $4::text[], $5::bigint[])
+         ON CONFLICT DO NOTHING",
+    )
+    .bind(relay)
+    .bind(number(|row| row.carrier))
+    .bind(column(|row| &row.cluster))
+    .bind(column(|row| &row.agent_instance))
+    .bind(number(|row| row.since))
+    .execute(&mut *tx)
+    .await?;
+    sqlx::query("DELETE FROM tunnels WHERE relay = $1 AND carrier = ANY($2)")
+        .bind(relay)
+        .bind(&batch.deletes)
+        .execute(&mut *tx)
+        .await?;
+    let relay = || relay.clone();
+    let mut notices: Vec<String> = Vec::new();
+    for row in batch.inserts.iter().cloned() {
+        notices.push(
+            Notice::Up {
+                relay: relay(),
+                epoch,
+                row,
+            }
+            .encode(),
+        );
+    }
+    for carrier in batch.deletes.iter().copied() {
+        notices.push(
+            Notice::Down {
+                relay: relay(),
+                epoch,
+                carrier,
+            }
+            .encode(),
+        );
+    }
+    if batch.draining {
+        sqlx::query("UPDATE relays SET draining = true WHERE instance = $1")
+            .bind(relay())
+            .execute(&mut *tx)
+            .await?;
+        notices.push(
+            Notice::Draining {
+                relay: relay(),
+                epoch,
+            }
+            .encode(),
+        );
+    }
+    tell(&mut tx, &notices).await?;
+    tx.commit().await?;
+    Ok(true)
+}
+
+/// A clean end: nobody has to wait until this relay is taken for dead.
+async fn leave(shared: &Shared, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+    let (relay, epoch) = (shared.config.instance.clone(), shared.epoch);
+    let mut tx = connection.begin().await?;
+    sqlx::query("DELETE FROM relays WHERE instance = $1 AND started_at = $2")
+        .bind(&relay)
+        .bind(epoch)
+        .execute(&mut *tx)
+        .await?;
+    tell(&mut tx, &[Notice::Gone { relay, epoch }.encode()]).await?;
+    tx.commit().await
+}
+
+async fn tell(tx: &mut sqlx::Transaction<'_, Pg>, notices: &[String]) -> Result<(), sqlx::Error> {
+    sqlx::query("SELECT pg_notify($1, notice) FROM unnest($2::text[]) AS notice")
+        .bind(CHANNEL)
+        .bind(notices)
+        .execute(&mut **tx)
+        .await
+        .map(drop)
+}

@@ -1,0 +1,72 @@
+//! What the registry's metrics are at the moment that somebody looks.
+
+use std::sync::Arc;
+
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::MetricFamily;
+use prometheus::{Gauge, IntGauge};
+
+use super::Shared;
+
+pub(super) struct Seen {
+    shared: Arc<Shared>,
+    up: IntGauge,
+    age: Gauge,
+    owed: IntGauge,
+    relays: IntGauge,
+    tunnels: IntGauge,
+}
+
+impl Seen {
+    pub(super) fn new(shared: Arc<Shared>) -> Result<Self, prometheus::Error> {
+        Ok(Self {
+            shared,
+            up: IntGauge::new(
+                "throwline_relay_database_up",
+                "Whether the last round with the database succeeded",
+            )?,
+            age: Gauge::new(
+                "throwline_relay_database_round_age_seconds",
+                "How long ago the last good round with the database was",
+            )?,
+            owed: IntGauge::new(
+                "throwline_relay_database_owed_writes",
+                "Changes of this relay's tunnels that the database does not know yet",
+            )?,
+            relays: IntGauge::new(
+                "throwline_relay_known_relays",
+                "Other relays that are known to live",
+            )?,
+            tunnels: IntGauge::new(
+                "throwline_relay_remote_tunnels",
+                "Agents' carriers known at other relays",
+            )?,
+        })
+    }
+}
+
+impl Collector for Seen {
+    fn desc(&self) -> Vec<&Desc> {
+        let gauges = [&self.up, &self.owed, &self.relays, &self.tunnels];
+        let mut all: Vec<&Desc> = gauges.iter().flat_map(|gauge| gauge.desc()).collect();
+        all.extend(self.age.desc());
+        all
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        let count = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        {
+            let state = self.shared.lock();
+            let (relays, tunnels) = state.remotes.counts();
+            self.up.set(i64::from(state.up));
+            self.age.set(state.last_round.elapsed().as_secs_f64());
+            self.owed.set(count(state.ledger.owed()));
+            self.relays.set(count(relays));
+            self.tunnels.set(count(tunnels));
+        }
+        let gauges = [&self.up, &self.owed, &self.relays, &self.tunnels];
+        let mut all: Vec<_> = gauges.iter().flat_map(|gauge| gauge.collect()).collect();
+        all.extend(self.age.collect());
+        all
+    }
+}

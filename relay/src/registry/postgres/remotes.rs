@@ -1,0 +1,326 @@
+//! The tunnels of the other relays, as last told. No I/O; the time is passed in.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::notice::{Epoch, Notice, Row};
+use crate::registry::{PeerRelay, Remote};
+
+/// More remote tunnels than any set of relays has; whoever writes notices cannot make us keep
+/// more. Worst case: about 300 bytes each.
+const MOST_TUNNELS: usize = 1_000_000;
+/// Departures remembered of one relay that came before their arrival.
+const MOST_BURIED: usize = 1_024;
+
+pub(super) struct Remotes {
+    own: String,
+    /// How old a heartbeat may be.
+    life: Duration,
+    relays: HashMap<String, Relay>,
+    clusters: HashMap<String, Slot>,
+    count: usize,
+    /// Since when every round succeeded; `None` while the database is away, when nobody is
+    /// judged by an old heartbeat.
+    judging_since: Option<Instant>,
+}
+
+struct Relay {
+    epoch: Epoch,
+    address: String,
+    draining: bool,
+    stale_at: Instant,
+    tunnels: HashMap<i64, String>,
+    buried: BTreeSet<i64>,
+}
+
+#[derive(Default)]
+struct Slot {
+    routes: Vec<(String, Row)>,
+    gone_at: Option<Instant>,
+    arrived: Arc<Notify>,
+}
+
+/// A relay's row, with the age of its heartbeat by the database's clock.
+#[derive(Debug, Clone)]
+pub(super) struct Beat {
+    pub(super) instance: String,
+    pub(super) epoch: Epoch,
+    pub(super) address: String,
+    pub(super) draining: bool,
+    pub(super) age: Duration,
+}
+
+/// What a round of heartbeats asks to be done.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Round {
+    /// Relays whose tunnels must be read.
+    pub(super) load: Vec<(String, Epoch)>,
+    /// Relays that are dead and whose rows should go.
+    pub(super) reap: Vec<(String, Epoch)>,
+}
+
+impl Remotes {
+    pub(super) fn new(own: &str, life: Duration) -> Self {
+        Self {
+            own: own.to_owned(),
+            life,
+            relays: HashMap::new(),
+            clusters: HashMap::new(),
+            count: 0,
+            judging_since: None,
+        }
+    }
+
+    /// The database is away: what is known is believed as it is.
+    pub(super) fn away(&mut self) {
+        self.judging_since = None;
+    }
+
+    /// Takes in a round of heartbeats. A relay that was believed through an outage has one
+    /// heartbeat's life to show itself.
+    pub(super) fn beats(&mut self, beats: Vec<Beat>, now: Instant) -> Round {
+        let since = *self.judging_since.get_or_insert(now);
+        let named: BTreeSet<&str> = beats.iter().map(|beat| beat.instance.as_str()).collect();
+        let vanished: Vec<String> = self
+            .relays
+            .keys()
+            .filter(|name| !named.contains(name.as_str()))
+            .cloned()
+            .collect();
+        for name in vanished {
+            self.remove(&name, now);
+        }
+        let mut round = Round::default();
+        for beat in beats {
+            if beat.instance == self.own {
+                continue;
+            }
+            let known = self
+                .relays
+                .get(&beat.instance)
+                .is_some_and(|relay| relay.epoch == beat.epoch);
+            let mut stale_at = now + self.life.saturating_sub(beat.age);
+            if known {
+                stale_at = stale_at.max(since + self.life);
+            }
+            if stale_at <= now {
+                self.remove(&beat.instance, now);
+                if now >= since + self.life {
+                    round.reap.push((beat.instance, beat.epoch));
+                }
+                continue;
+            }
+            if !known {
+                self.remove(&beat.instance, now);
+                round.load.push((beat.instance.clone(), beat.epoch));
+            }
+            let relay = self.relays.entry(beat.instance).or_insert_with(|| Relay {
+                epoch: beat.epoch,
+                address: String::new(),
+                draining: false,
+                stale_at,
+                tunnels: HashMap::new(),
+                buried: BTreeSet::new(),
+            });
+            relay.address = beat.address;
+            relay.draining = beat.draining;
+            relay.stale_at = stale_at;
+        }
+        round
+    }
+
+    /// All tunnels of one relay, instead of those known.
+    pub(super) fn replace(&mut self, relay: &str, epoch: Epoch, rows: Vec<Row>, now: Instant) {
+        let Some(held) = self.relays.get_mut(relay) else {
+            return;
+        };
+        if held.epoch != epoch {
+            return;
+        }
+        held.buried.clear();
+        let kept: BTreeSet<i64> = rows.iter().map(|row| row.carrier).collect();
+        let gone: Vec<i64> = held
+            .tunnels
+            .keys()
+            .filter(|carrier| !kept.contains(carrier))
+            .copied()
+            .collect();
+        for carrier in gone {
+            self.down(relay, carrier, now);
+        }
+        for row in rows {
+            self.up(relay, row);
+        }
+    }
+
+    /// Takes in a notice. `true` when the tables must be read to understand it.
+    pub(super) fn hear(&mut self, notice: Notice, now: Instant) -> bool {
+        let (relay, epoch) = notice.relay();
+        if relay == self.own {
+            return false;
+        }
+        let relay = relay.to_owned();
+        let known = self.relays.get(&relay).map(|held| held.epoch);
+        match notice {
+            Notice::Relay { .. } => true,
+            Notice::Gone { .. } => {
+                if known == Some(epoch) {
+                    self.remove(&relay, now);
+                }
+                false
+            }
+            Notice::Draining { .. } if known == Some(epoch) => {
+                if let Some(held) = self.relays.get_mut(&relay) {
+                    held.draining = true;
+                }
+                false
+            }
+            Notice::Up { row, .. } if known == Some(epoch) => {
+                let buried = |held: &mut Relay| held.buried.remove(&row.carrier);
+                if !self.relays.get_mut(&relay).is_some_and(buried) {
+                    self.up(&relay, row);
+                }
+                false
+            }
+            Notice::Down { carrier, .. } if known == Some(epoch) => {
+                self.down(&relay, carrier, now);
+                false
+            }
+            // Of a process that is not known here. The next round shows whether there is one.
+            Notice::Draining { .. } | Notice::Up { .. } | Notice::Down { .. } => false,
+        }
+    }
+
+    /// The ways to a cluster: not draining first, then the newest.
+    pub(super) fn find(&mut self, cluster: &str, now: Instant) -> Vec<Remote> {
+        self.sweep(now);
+        let Some(slot) = self.clusters.get(cluster) else {
+            return Vec::new();
+        };
+        let mut found: Vec<(bool, Remote)> = slot
+            .routes
+            .iter()
+            .filter_map(|(name, row)| {
+                let relay = self.relays.get(name)?;
+                let remote = Remote {
+                    relay: PeerRelay {
+                        instance: name.clone(),
+                        address: relay.address.clone(),
+                    },
+                    agent_instance: row.agent_instance.clone(),
+                    since: UNIX_EPOCH + Duration::from_millis(row.since.unsigned_abs()),
+                };
+                Some((relay.draining, remote))
+            })
+            .collect();
+        found.sort_by_key(|(draining, remote)| (*draining, std::cmp::Reverse(remote.since)));
+        found.into_iter().map(|(_, remote)| remote).collect()
+    }
+
+    /// When the cluster's last remote tunnel went.
+    pub(super) fn gone_at(&self, cluster: &str) -> Option<Instant> {
+        self.clusters.get(cluster)?.gone_at
+    }
+
+    /// Told whenever a remote tunnel of the cluster arrives.
+    pub(super) fn arrivals(&mut self, cluster: &str) -> Arc<Notify> {
+        Arc::clone(&self.clusters.entry(cluster.to_owned()).or_default().arrived)
+    }
+
+    pub(super) fn peers(&mut self, now: Instant) -> Vec<PeerRelay> {
+        self.sweep(now);
+        let peer = |(instance, relay): (&String, &Relay)| PeerRelay {
+            instance: instance.clone(),
+            address: relay.address.clone(),
+        };
+        self.relays.iter().map(peer).collect()
+    }
+
+    /// Relays and tunnels known.
+    pub(super) fn counts(&self) -> (usize, usize) {
+        (self.relays.len(), self.count)
+    }
+
+    /// Relays that have been silent for too long are dead, between rounds too.
+    fn sweep(&mut self, now: Instant) {
+        if self.judging_since.is_none() {
+            return;
+        }
+        let stale = |(_, relay): &(&String, &Relay)| relay.stale_at <= now;
+        let dead: Vec<String> = self
+            .relays
+            .iter()
+            .filter(stale)
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in dead {
+            self.remove(&name, now);
+        }
+    }
+
+    fn remove(&mut self, relay: &str, now: Instant) {
+        let Some(held) = self.relays.remove(relay) else {
+            return;
+        };
+        self.count -= held.tunnels.len();
+        for (carrier, cluster) in held.tunnels {
+            self.drop_route(&cluster, relay, carrier, now);
+        }
+    }
+
+    fn up(&mut self, relay: &str, row: Row) {
+        let Some(held) = self.relays.get_mut(relay) else {
+            return;
+        };
+        if self.count >= MOST_TUNNELS || held.tunnels.contains_key(&row.carrier) {
+            return;
+        }
+        held.tunnels.insert(row.carrier, row.cluster.clone());
+        self.count += 1;
+        let slot = self.clusters.entry(row.cluster.clone()).or_default();
+        slot.gone_at = None;
+        slot.routes.push((relay.to_owned(), row));
+        slot.arrived.notify_waiters();
+    }
+
+    fn down(&mut self, relay: &str, carrier: i64, now: Instant) {
+        let Some(held) = self.relays.get_mut(relay) else {
+            return;
+        };
+        let Some(cluster) = held.tunnels.remove(&carrier) else {
+            // It overtook its arrival, which must then not count.
+            held.buried.insert(carrier);
+            if held.buried.len() > MOST_BURIED {
+                held.buried.pop_first();
+            }
+            return;
+        };
+        self.count -= 1;
+        self.drop_route(&cluster, relay, carrier, now);
+    }
+
+    fn drop_route(&mut self, cluster: &str, relay: &str, carrier: i64, now: Instant) {
+        let Some(slot) = self.clusters.get_mut(cluster) else {
+            return;
+        };
+        slot.routes
+            .retain(|(name, row)| name != relay || row.carrier != carrier);
+        if slot.routes.is_empty() {
+            slot.gone_at = Some(now);
+        }
+    }
+}
+
+/// Milliseconds since 1970.
+pub(super) fn millis(at: SystemTime) -> i64 {
+    at.duration_since(UNIX_EPOCH).map_or(0, |since| {
+        i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+    })
+}
+
+#[cfg(test)]
+mod tests;
