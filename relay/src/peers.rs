@@ -148,7 +148,11 @@ impl Peers {
         if !links.contains_key(relay) {
             // Relays come and go under new names.
             links.retain(|_, link| match link.try_lock() {
-                Ok(link) => link.up.as_ref().is_some_and(|up| !up.carrier.is_closed()),
+                Ok(link) => {
+                    let is_up = link.up.as_ref().is_some_and(|up| !up.carrier.is_closed());
+                    let is_avoided = |(at, _): &(Instant, String)| at.elapsed() < AVOIDED;
+                    is_up || link.failed.as_ref().is_some_and(is_avoided)
+                }
                 Err(_) => true,
             });
         }
