@@ -15,9 +15,10 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use throwline_certs::authority::Authority;
 use throwline_certs::{Identity, Kind, Validator, tls};
+use throwline_relay::Body;
 use throwline_relay::accept::{Admission, Gate};
-use throwline_relay::{Body, Early};
 use throwline_tunnel::carrier::{AcceptConfig, Carrier, Connection, IncomingStream, Timing};
+use throwline_tunnel::http1::Rewound;
 use throwline_tunnel::proto::messages::{
     Open, Refusal, RefusalCode, StreamHeader, StreamKind, StreamReply,
 };
@@ -167,7 +168,7 @@ async fn serve(shared: Arc<Shared>, tcp: TcpStream) -> Result<()> {
         .serve_connection(TokioIo::new(tcp), service)
         .without_shutdown()
         .await?;
-    let io = Early::new(parts.read_buf, parts.io.into_inner());
+    let io = Rewound::new(parts.read_buf, parts.io.into_inner());
     let Some(admission) = lock(&admitted).take() else {
         return Ok(());
     };

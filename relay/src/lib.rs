@@ -16,7 +16,6 @@
 pub mod accept;
 mod config;
 mod control;
-mod early;
 mod enrol;
 mod error;
 mod half_open;
@@ -41,7 +40,6 @@ use throwline_ops::Shutdown;
 use tokio::net::TcpListener;
 
 pub use config::{Config, Limits, Timing, Tls};
-pub use early::Early;
 pub use error::Error;
 pub use relay::Relay;
 pub use response::Body;

@@ -14,11 +14,11 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
+use throwline_tunnel::http1::Rewound;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tracing::{debug, warn};
 
 use crate::accept::{Admission, Denied};
-use crate::early::Early;
 use crate::enrol;
 use crate::listener::Door;
 use crate::relay::Shared;
@@ -35,7 +35,7 @@ pub(crate) enum Outcome<T> {
     /// The 101 is written; what follows is the carrier.
     Upgraded {
         admitted: Box<Admitted>,
-        io: Early<T>,
+        io: Rewound<T>,
     },
 }
 
@@ -110,7 +110,7 @@ where
         .unwrap_or_else(PoisonError::into_inner)
         .take();
     if let (Outcome::Answered, Some(admitted)) = (&outcome, admitted) {
-        let io = Early::new(parts.read_buf, io);
+        let io = Rewound::new(parts.read_buf, io);
         return Outcome::Upgraded { admitted, io };
     }
     // Too late for this one is no harm: the answer is on its way.

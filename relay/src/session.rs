@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use http::{Response, StatusCode};
 use throwline_certs::{Kind, PeerIdentity, SpiffeId};
 use throwline_tunnel::carrier::{Connection, IncomingStream};
+use throwline_tunnel::http1::Rewound;
 use throwline_tunnel::proto::close::CloseCode;
 use throwline_tunnel::proto::messages::{
     ControlKind, ControlMessage, Drain, Proof, Refusal, RefusalCode, StreamKind, StreamReply,
@@ -17,7 +18,6 @@ use tokio::task::JoinSet;
 use tracing::{Instrument, debug, error, info, info_span, warn};
 
 use crate::control::Control;
-use crate::early::Early;
 use crate::listener::Door;
 use crate::public::Admitted;
 use crate::registry::{Membership, Status, Tunnel};
@@ -117,7 +117,7 @@ pub(crate) async fn establish<T>(
     shared: &Arc<Shared>,
     door: &Door,
     admitted: Admitted,
-    io: Early<T>,
+    io: Rewound<T>,
 ) -> Option<Established>
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
