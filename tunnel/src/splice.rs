@@ -6,6 +6,7 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -25,6 +26,9 @@ pub struct Config {
     pub half_closed: Option<Duration>,
     /// Buffers are given back after this long without a byte. Default 5 s.
     pub release_after: Duration,
+    /// What buffers are taken from. While one of these is used up, a direction makes do with 2 KiB
+    /// at a time: slower, but never stopped by what others hold. Default none.
+    pub budgets: Vec<Budget>,
 }
 
 impl Default for Config {
@@ -34,7 +38,68 @@ impl Default for Config {
             drain: Duration::from_secs(5),
             half_closed: None,
             release_after: Duration::from_secs(5),
+            budgets: Vec::new(),
         }
+    }
+}
+
+/// Bytes of buffer that many splices share. Clones are the same budget.
+#[derive(Clone, Debug)]
+pub struct Budget(Arc<Shares>);
+
+#[derive(Debug)]
+struct Shares {
+    most: u64,
+    used: AtomicU64,
+    denied: AtomicU64,
+}
+
+impl Budget {
+    /// Of at most this many bytes.
+    pub fn new(most: u64) -> Self {
+        Self(Arc::new(Shares {
+            most,
+            used: AtomicU64::new(0),
+            denied: AtomicU64::new(0),
+        }))
+    }
+
+    /// Bytes held now.
+    pub fn used(&self) -> u64 {
+        self.0.used.load(Ordering::Relaxed)
+    }
+
+    /// How often it was used up when somebody asked.
+    pub fn denied(&self) -> u64 {
+        self.0.denied.load(Ordering::Relaxed)
+    }
+
+    fn take(&self, bytes: u64) -> Option<Grant> {
+        let fits = |used: u64| Some(used + bytes).filter(|sum| *sum <= self.0.most);
+        let used = &self.0.used;
+        match used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits) {
+            Ok(_) => Some(Grant {
+                budget: self.clone(),
+                bytes,
+            }),
+            Err(_) => {
+                self.0.denied.fetch_add(1, Ordering::Relaxed);
+                None
+            }
+        }
+    }
+}
+
+/// A part of a budget; dropping it gives it back.
+#[derive(Debug)]
+struct Grant {
+    budget: Budget,
+    bytes: u64,
+}
+
+impl Drop for Grant {
+    fn drop(&mut self) {
+        self.budget.0.used.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
@@ -126,10 +191,10 @@ where
         let before = self.a_to_b.bytes + self.b_to_a.bytes;
         let forth = self
             .a_to_b
-            .poll(cx, &mut self.a, &mut self.b, &meter.a_to_b);
+            .poll(cx, &mut self.a, &mut self.b, &meter.a_to_b, config);
         let back = self
             .b_to_a
-            .poll(cx, &mut self.b, &mut self.a, &meter.b_to_a);
+            .poll(cx, &mut self.b, &mut self.a, &meter.b_to_a, config);
         if forth.is_ready() && back.is_ready() {
             return Poll::Ready(());
         }
@@ -188,9 +253,10 @@ where
 
 /// One direction.
 struct Half {
-    /// Empty capacity while idle, else `size` bytes.
+    /// Empty capacity while idle, else `size` bytes, or `PROBE` where a budget is used up.
     buf: Vec<u8>,
     size: usize,
+    granted: Vec<Grant>,
     /// Bytes `start..end` of `buf` were read and not yet written.
     start: usize,
     end: usize,
@@ -207,6 +273,7 @@ impl Half {
         Self {
             buf: Vec::new(),
             size: size.max(PROBE),
+            granted: Vec::new(),
             start: 0,
             end: 0,
             unflushed: false,
@@ -224,6 +291,7 @@ impl Half {
         reader: &mut R,
         writer: &mut W,
         meter: &AtomicU64,
+        config: &Config,
     ) -> Poll<()>
     where
         R: AsyncRead + Unpin,
@@ -232,7 +300,7 @@ impl Half {
         if self.done || self.write_error.is_some() {
             return Poll::Ready(());
         }
-        match ready!(self.copy(cx, reader, writer, meter)) {
+        match ready!(self.copy(cx, reader, writer, meter, config)) {
             Ok(()) => self.done = true,
             Err(error) => self.write_error = Some(error),
         }
@@ -245,6 +313,7 @@ impl Half {
         reader: &mut R,
         writer: &mut W,
         meter: &AtomicU64,
+        config: &Config,
     ) -> Poll<io::Result<()>>
     where
         R: AsyncRead + Unpin,
@@ -261,7 +330,7 @@ impl Half {
                     return Poll::Pending;
                 }
                 turns += 1;
-                moved |= self.poll_fill(cx, reader).is_ready();
+                moved |= self.poll_fill(cx, reader, &config.budgets).is_ready();
             }
             if !self.is_empty() {
                 let chunk = &self.buf[self.start..self.end];
@@ -300,6 +369,10 @@ impl Half {
     fn has_space(&mut self) -> bool {
         if self.is_empty() {
             (self.start, self.end) = (0, 0);
+            // A small one, for want of budget: there may be more now.
+            if self.buf.len() < self.size {
+                self.buf = Vec::new();
+            }
         } else if self.end == self.buf.len() && self.start >= self.buf.len() / 2 {
             self.buf.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
@@ -311,6 +384,7 @@ impl Half {
         &mut self,
         cx: &mut Context<'_>,
         reader: &mut R,
+        budgets: &[Budget],
     ) -> Poll<()> {
         let before = self.end;
         let result = if self.buf.is_empty() {
@@ -319,7 +393,7 @@ impl Half {
             let result = ready!(Pin::new(reader).poll_read(cx, &mut space));
             self.end = space.filled().len();
             if self.end > 0 {
-                self.buf = vec![0; self.size];
+                self.allocate(budgets);
                 self.buf[..self.end].copy_from_slice(space.filled());
             }
             result
@@ -335,6 +409,15 @@ impl Half {
             Err(error) => self.read_end = Some(Err(error)),
         }
         Poll::Ready(())
+    }
+
+    /// As large as the budgets allow, and at least what was just read.
+    fn allocate(&mut self, budgets: &[Budget]) {
+        let bytes = self.size as u64;
+        let granted: Option<Vec<Grant>> = budgets.iter().map(|from| from.take(bytes)).collect();
+        let size = if granted.is_some() { self.size } else { PROBE };
+        self.granted = granted.unwrap_or_default();
+        self.buf = vec![0; size];
     }
 
     fn is_empty(&self) -> bool {
@@ -353,6 +436,7 @@ impl Half {
     fn release(&mut self) {
         if self.is_empty() {
             self.buf = Vec::new();
+            self.granted.clear();
         }
     }
 

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use support::{eventually, pattern, pipe};
-use throwline_tunnel::splice::{Config, End, Meter, Outcome, splice};
+use throwline_tunnel::splice::{Budget, Config, End, Meter, Outcome, splice};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::task::JoinHandle;
 
@@ -174,4 +174,38 @@ mod tokio_test_like {
             Poll::Pending
         }
     }
+}
+
+#[tokio::test]
+async fn a_budget_that_others_hold_slows_and_does_not_stop() {
+    let budget = Budget::new(64 * 1024);
+    let sharing = || Config {
+        budgets: vec![budget.clone(), Budget::new(u64::MAX)],
+        ..Config::default()
+    };
+    let (mut stuck, reader, _, first) = spliced(sharing());
+    // Nobody reads at the far end, so its buffer fills and is held.
+    stuck.write_all(&pattern(40_000)).await.unwrap();
+    eventually("the first one holds the budget", || {
+        budget.used() == 64 * 1024
+    })
+    .await;
+
+    let (mut a, mut b, _, second) = spliced(sharing());
+    let bytes = pattern(300_000);
+    let send = async {
+        a.write_all(&bytes).await.unwrap();
+        a.shutdown().await.unwrap();
+    };
+    let mut got = Vec::new();
+    let (_, read) = tokio::join!(send, b.read_to_end(&mut got));
+    read.unwrap();
+    assert!(got == bytes);
+    assert!(budget.denied() > 0);
+    assert_eq!(budget.used(), 64 * 1024);
+
+    drop((a, b, stuck, reader));
+    first.await.unwrap();
+    second.await.unwrap();
+    assert_eq!(budget.used(), 0);
 }
