@@ -10,11 +10,12 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 
 use crate::audit::{Limits as AuditLimits, Sink};
+use crate::carriers::Carriers;
 use crate::config::Config;
 use crate::error::Error;
 use crate::gateway::Gateway;
-use crate::keeper::Keeper;
 use crate::metrics::Metrics;
+use crate::owner::{self, Enrolled};
 use crate::upstream::Upstream;
 use crate::{audit::Audit, state, status_report};
 
@@ -27,7 +28,6 @@ pub(crate) struct Agent {
     pub(crate) credential_extra: bool,
     pub(crate) room: Arc<Semaphore>,
     pub(crate) drain: Drain,
-    pub(crate) shutdown: Shutdown,
     pub(crate) stop: Shutdown,
     pub(crate) roots: Roots,
     validator: Validator,
@@ -86,11 +86,15 @@ pub async fn run(
     let agent = Arc::new(Agent {
         cluster: identity.id().name().to_owned(),
         instance: uuid::Uuid::new_v4().to_string(),
-        gateway: Arc::new(Gateway::new(upstream, sink, metrics, config.limits.session)),
+        gateway: Arc::new(Gateway::new(
+            upstream,
+            sink,
+            metrics.clone(),
+            config.limits.session,
+        )),
         credential_extra: config.credential_extra,
         room: Arc::new(Semaphore::new(config.limits.lines.most)),
         drain: Drain::new(),
-        shutdown: shutdown.clone(),
         stop,
         roots,
         validator,
@@ -108,9 +112,21 @@ pub async fn run(
         report,
     ));
     let grace = config.timing.drain;
-    let carriers = Keeper::new(agent.clone(), config, status, readiness.condition("relay"))
-        .run()
-        .await;
+    let carriers = Carriers::start(
+        Arc::new(Enrolled {
+            agent: agent.clone(),
+            config: config.clone(),
+            status,
+        }),
+        config.timing.carriers.clone(),
+        shutdown,
+        readiness.condition("relay"),
+        metrics,
+    );
+    let renewing = owner::keep_renewed(agent.clone(), config, carriers.any());
+    let renewing = tokio::spawn(renewing);
+    let carriers = carriers.ended().await;
+    renewing.abort();
     watching.abort();
     if let Err(left) = agent.drain.drained_within(grace).await {
         tracing::info!(
@@ -152,10 +168,6 @@ impl Agent {
             server,
         };
         Ok(())
-    }
-
-    pub(crate) fn is_draining(&self) -> bool {
-        self.shutdown.is_requested()
     }
 
     pub(crate) fn count_line(&self, end: &str) {

@@ -3,13 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use throwline_tunnel::{carrier, mux, proto::backoff, ws};
+use throwline_tunnel::{carrier, mux, ws};
 use url::Url;
 
 use crate::audit::Audit;
 use crate::error::Error;
 use crate::upstream::{self, ClusterAccess};
-use crate::{session, state};
+use crate::{carriers, session, state};
 
 /// Everything that an agent needs to run.
 #[derive(Debug, Clone)]
@@ -36,13 +36,10 @@ pub struct Config {
 #[derive(Debug, Clone)]
 pub struct Timing {
     pub carrier: carrier::Timing,
-    pub backoff: backoff::Config,
+    pub carriers: carriers::Config,
     /// How long requests under way may go on after the agent was told to stop. Default 10 s; what
     /// is then left is reset.
     pub drain: Duration,
-    /// A carrier is replaced, make before break, after this ± 20 %. Default 2 h: balancers cut what
-    /// is older (Azure Front Door 4 h), and the load spreads over new relays.
-    pub rotate: Duration,
     /// The API server is asked for its version this often, for `throwline clusters`; six times as
     /// often while it is not reachable. Default 60 s, one small request.
     pub status: Duration,
@@ -84,9 +81,8 @@ impl Default for Timing {
     fn default() -> Self {
         Self {
             carrier: carrier::Timing::default(),
-            backoff: backoff::Config::default(),
+            carriers: carriers::Config::default(),
             drain: Duration::from_secs(10),
-            rotate: Duration::from_secs(2 * 60 * 60),
             status: Duration::from_secs(60),
             renew_retry: Duration::from_secs(5 * 60),
         }

@@ -2,7 +2,7 @@
 //! and speaks for each of them to the API server.
 //!
 //! ```text
-//! keeper ── carriers to the relay, kept for ever; the agent's certificate renewed
+//! carriers ── to the relays, kept for ever; the agent's certificate renewed over them
 //!   lines ── a relay's stream → line → sealed session → the user of a verified certificate
 //!     session ── HTTP/2 for requests, HTTP/1.1 for one upgrade
 //!       gateway ── rules (pure) → audit → upstream (pool) or upgrade (fresh connection)
@@ -17,12 +17,13 @@ mod agent;
 mod attributes;
 pub mod audit;
 mod body;
+pub mod carriers;
 mod config;
 mod error;
 mod gateway;
-mod keeper;
 mod lines;
 mod metrics;
+mod owner;
 mod renewal;
 pub mod rules;
 mod said;

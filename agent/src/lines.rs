@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use throwline_certs::{PeerIdentity, Want};
+use throwline_ops::Shutdown;
 use throwline_tunnel::carrier::IncomingStream;
 use throwline_tunnel::proto::messages::{Open, Refusal, RefusalCode, StreamKind, StreamReply};
 use throwline_tunnel::{line, proto};
@@ -31,8 +32,9 @@ pub(crate) enum LineEnd {
 }
 
 /// Takes one stream of a carrier, to its end.
-pub(crate) async fn take(agent: Arc<Agent>, stream: IncomingStream) {
-    let open = match judge(&agent, &stream) {
+/// `leaving`: its carrier is let go, or the agent stops; then the session ends with its requests.
+pub(crate) async fn take(agent: Arc<Agent>, stream: IncomingStream, leaving: Shutdown) {
+    let open = match judge(&agent, &stream, &leaving) {
         Ok(open) => open,
         Err(refusal) => {
             tracing::info!(message = refusal.message, "a relay's stream was refused");
@@ -51,7 +53,7 @@ pub(crate) async fn take(agent: Arc<Agent>, stream: IncomingStream) {
     match set_up(&agent, stream).await {
         Ok((session, peer)) => {
             agent.count_line("session");
-            run(&agent, session, peer, &open).await;
+            run(&agent, session, peer, &open, leaving).await;
         }
         Err(error) => {
             agent.count_line("failed");
@@ -61,7 +63,7 @@ pub(crate) async fn take(agent: Arc<Agent>, stream: IncomingStream) {
 }
 
 /// What of a stream's header can be refused before anything is set up.
-fn judge(agent: &Agent, stream: &IncomingStream) -> Result<Open, Refusal> {
+fn judge(agent: &Agent, stream: &IncomingStream, leaving: &Shutdown) -> Result<Open, Refusal> {
     let Some(StreamKind::Open(open)) = &stream.header.kind else {
         return Err(Refusal::new(
             RefusalCode::Unsupported,
@@ -83,8 +85,9 @@ fn judge(agent: &Agent, stream: &IncomingStream) -> Result<Open, Refusal> {
         );
         return Err(Refusal::new(RefusalCode::UnknownCluster, text));
     }
-    if agent.is_draining() {
-        return Err(Refusal::new(RefusalCode::Draining, "the agent is stopping"));
+    if leaving.is_requested() {
+        let text = "the agent is leaving this way; take another";
+        return Err(Refusal::new(RefusalCode::Draining, text));
     }
     Ok(open.clone())
 }
@@ -109,8 +112,13 @@ async fn set_up(agent: &Agent, stream: IncomingStream) -> Result<(Sealed, PeerId
     Ok((session, peer))
 }
 
-async fn run<IO>(agent: &Arc<Agent>, session: TlsStream<IO>, peer: PeerIdentity, open: &Open)
-where
+async fn run<IO>(
+    agent: &Arc<Agent>,
+    session: TlsStream<IO>,
+    peer: PeerIdentity,
+    open: &Open,
+    leaving: Shutdown,
+) where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let protocol = match session.get_ref().1.alpn_protocol() {
@@ -124,7 +132,7 @@ where
     });
     let life = Lifetime {
         not_after: peer.not_after,
-        shutdown: agent.shutdown.clone(),
+        shutdown: leaving,
         stop: agent.stop.clone(),
         guard: Arc::new(agent.drain.guard()),
     };

@@ -15,6 +15,7 @@ pub struct Metrics {
     pub(crate) sessions: IntGauge,
     pub(crate) upgrades: IntGauge,
     pub(crate) carriers: IntGauge,
+    pub(crate) relays: IntGauge,
     pub(crate) connect_failures: IntCounterVec,
     pub(crate) upstream_connections: IntGauge,
     pub(crate) cut_answers: IntCounter,
@@ -35,6 +36,7 @@ impl Metrics {
         registry.register(Box::new(made.sessions.clone()))?;
         registry.register(Box::new(made.upgrades.clone()))?;
         registry.register(Box::new(made.carriers.clone()))?;
+        registry.register(Box::new(made.relays.clone()))?;
         registry.register(Box::new(made.connect_failures.clone()))?;
         registry.register(Box::new(made.upstream_connections.clone()))?;
         registry.register(Box::new(made.cut_answers.clone()))?;
@@ -67,6 +69,7 @@ impl Metrics {
             sessions: IntGauge::new("throwline_agent_sessions", "Sealed sessions open now.")?,
             upgrades: IntGauge::new("throwline_agent_upgrades", "Upgraded connections open now.")?,
             carriers: IntGauge::new("throwline_agent_carriers", "Carriers to relays open now.")?,
+            relays: IntGauge::new("throwline_agent_relays", "Relays that this agent is connected to now.")?,
             connect_failures: counters(
                 "throwline_agent_connect_failures_total",
                 "Failed attempts to reach the relay, by kind.",

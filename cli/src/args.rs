@@ -173,14 +173,17 @@ pub(crate) struct Relay {
     /// Speak plain HTTP, for a load balancer that ends TLS.
     #[arg(long, conflicts_with_all = ["tls_cert", "tls_key"], env = "THROWLINE_PLAINTEXT", help_heading = "TLS")]
     pub(crate) plaintext: bool,
-    /// Serve /healthz, /readyz and /metrics on this address. Keep it off the internet.
+    /// Serve /healthz, /readyz, /metrics and POST /drain on this address. Keep it off the internet.
     #[arg(long, value_name = "ADDR", env = "THROWLINE_ADMIN_LISTEN")]
     pub(crate) admin_listen: Option<SocketAddr>,
     /// How often to ping each carrier. Lower it under a load balancer's idle limit; peers are
     /// told to do the same.
     #[arg(long, value_name = "DURATION", default_value = "18s", value_parser = humantime::parse_duration, env = "THROWLINE_PING_INTERVAL", help_heading = "Timing")]
     pub(crate) ping_interval: Duration,
-    /// How long to let open lines end when stopping.
+    /// Over how long agents and users spread their move to the other relays when this one stops.
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = humantime::parse_duration, env = "THROWLINE_DRAIN_SPREAD", help_heading = "Timing")]
+    pub(crate) drain_spread: Duration,
+    /// How long to let open lines end when stopping, or when asked to by POST /drain.
     #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = humantime::parse_duration, env = "THROWLINE_DRAIN_TIMEOUT", help_heading = "Timing")]
     pub(crate) drain_timeout: Duration,
     /// How long a user's certificate lives. The local proxy renews it while it runs.
@@ -205,6 +208,15 @@ pub(crate) struct Relay {
         help_heading = "Limits"
     )]
     pub(crate) max_half_open: Option<usize>,
+    /// The most handshakes to take on in a second; more wait, or are told when to come again.
+    #[arg(
+        long,
+        value_name = "N",
+        value_parser = clap::value_parser!(u32).range(1..),
+        env = "THROWLINE_MAX_HANDSHAKES",
+        help_heading = "Limits"
+    )]
+    pub(crate) max_handshakes: Option<u32>,
     /// The most lines that one user may hold at once.
     #[arg(
         long,
@@ -305,8 +317,8 @@ pub(crate) struct DatabaseMigrate {
 /// Connect a cluster: run in it, or anywhere that reaches its API server.
 ///
 /// The first start enrols with the token and keeps its identity in the state directory; later
-/// starts need no token. It then holds one outbound connection to the relay, for ever. One
-/// audit event a request is written as a JSON line.
+/// starts need no token. It then holds an outbound connection to the relay, or to two of several,
+/// for ever. One audit event a request is written as a JSON line.
 ///
 /// Examples:
 ///   throwline agent --token-file agent.token --state-dir /var/lib/throwline-agent
@@ -327,6 +339,9 @@ pub(crate) struct Agent {
     /// A CA certificate (PEM) to trust for the relay, beside the system's and the token's.
     #[arg(long, value_name = "FILE", env = "THROWLINE_CA_FILE")]
     pub(crate) ca_file: Option<PathBuf>,
+    /// The connections to keep, to a relay each, where there are several relays.
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=8), env = "THROWLINE_CARRIERS")]
+    pub(crate) carriers: u8,
     /// Where audit events go: "stdout", "off", or a file to append to.
     #[arg(
         long,

@@ -78,6 +78,7 @@ impl Hostile {
         mischief: Mischief,
     ) -> Result<Self> {
         let accept = AcceptConfig {
+            relays: 0,
             instance: "hostile".to_owned(),
             timing: Timing::default(),
             ws: ws::Config::relay(),

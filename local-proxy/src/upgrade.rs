@@ -11,7 +11,10 @@ use crate::{
     session::UpgradeSession,
 };
 use http::{HeaderValue, Request, Response, StatusCode, Uri, Version, header};
-use hyper::{body::Incoming, upgrade::OnUpgrade};
+use hyper::{
+    body::{Body as _, Incoming},
+    upgrade::OnUpgrade,
+};
 use hyper_util::rt::TokioIo;
 use std::sync::{Arc, atomic::Ordering};
 use throwline_tunnel::splice::{self, Meter};
@@ -70,27 +73,38 @@ pub(crate) async fn forward(
 }
 
 /// Sends on the spare, or, if that surely took nothing, once more on a fresh session.
+///
+/// An agent that leaves a carrier ends its spare sessions cleanly, which can meet a request on its
+/// way: no answer and a clean end mean that nobody read it. Whatever else ends a session is an
+/// error of its own, or no clean end.
 async fn send(
     proxy: &Arc<Proxy>,
     cluster: &str,
-    mut request: Request<Incoming>,
+    request: Request<Incoming>,
 ) -> Result<(Response<Incoming>, UpgradeSession), Failure> {
-    let mut fresh = false;
-    loop {
-        let mut session = proxy.sessions.upgrade(cluster, fresh).await?;
-        let mut error = match session.sender.try_send_request(request).await {
-            Ok(response) => return Ok((response, session)),
-            Err(error) => error,
-        };
-        match error.take_message() {
-            Some(unsent) if !fresh => {
-                tracing::debug!(cluster, "upgrade retried on a fresh session");
-                request = unsent;
-                fresh = true;
-            }
-            _ => return Err(lost(cluster, &error.into_error())),
+    let (head, body) = request.into_parts();
+    let (again, body) = match body.is_end_stream() {
+        true => (Some(head.clone()), body::full("")),
+        false => (None, body::passing(body, ())),
+    };
+    let mut request = Request::from_parts(head, body);
+    let mut session = proxy.sessions.upgrade(cluster, false).await?;
+    let mut error = match session.sender.try_send_request(request).await {
+        Ok(response) => return Ok((response, session)),
+        Err(error) => error,
+    };
+    request = match (error.take_message(), again) {
+        (Some(unsent), _) => unsent,
+        (None, Some(head)) if error.error().is_incomplete_message() => {
+            Request::from_parts(head, body::full(""))
         }
-    }
+        _ => return Err(lost(cluster, &error.into_error())),
+    };
+    tracing::debug!(cluster, "upgrade retried on a fresh session");
+    let mut session = proxy.sessions.upgrade(cluster, true).await?;
+    let sent = session.sender.send_request(request).await;
+    sent.map(|response| (response, session))
+        .map_err(|error| lost(cluster, &error))
 }
 
 /// Any other answer is kubectl's to read, whole: its fallback to SPDY hangs on it. The connection

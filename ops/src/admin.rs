@@ -1,5 +1,6 @@
-//! The admin listener: `/healthz`, `/readyz`, `/metrics`. It is for operators and balancers, not
-//! for the internet, so it has no authentication and says nothing secret.
+//! The admin listener: `/healthz`, `/readyz`, `/metrics`, and `POST /drain` where a part can be
+//! drained. It is for operators and balancers, not for the internet: it has no authentication and
+//! says nothing secret.
 
 use crate::{Readiness, Shutdown};
 use axum::{
@@ -7,7 +8,7 @@ use axum::{
     extract::State,
     http::{StatusCode, header},
     response::{IntoResponse, Response},
-    routing::get,
+    routing::{get, post},
 };
 use prometheus::{Encoder, Registry, TextEncoder};
 use std::io;
@@ -23,7 +24,29 @@ pub async fn run(
     readiness: Readiness,
     shutdown: Shutdown,
 ) -> io::Result<()> {
-    let serve = axum::serve(listener, router(registry, readiness)).into_future();
+    serve(listener, router(registry, readiness), shutdown).await
+}
+
+/// The same with `POST /drain`, which calls `drain` and answers 202 at once: for whoever takes a
+/// part out of service without a signal to its process, such as a pod's `preStop` hook. `drain`
+/// must bear to be called again.
+pub async fn run_with_drain(
+    listener: TcpListener,
+    registry: Registry,
+    readiness: Readiness,
+    drain: impl Fn() + Clone + Send + Sync + 'static,
+    shutdown: Shutdown,
+) -> io::Result<()> {
+    let ask = async move || {
+        drain();
+        (StatusCode::ACCEPTED, "draining\n")
+    };
+    let router = router(registry, readiness).route("/drain", post(ask));
+    serve(listener, router, shutdown).await
+}
+
+async fn serve(listener: TcpListener, router: Router, shutdown: Shutdown) -> io::Result<()> {
+    let serve = axum::serve(listener, router).into_future();
     // Not a graceful end: a scraper that never closes must not hold the process.
     tokio::select! {
         result = serve => result,
@@ -74,8 +97,12 @@ mod tests {
     };
 
     async fn get(address: std::net::SocketAddr, path: &str) -> String {
+        ask(address, "GET", path).await
+    }
+
+    async fn ask(address: std::net::SocketAddr, method: &str, path: &str) -> String {
         let mut stream = TcpStream::connect(address).await.unwrap();
-        let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        let request = format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.unwrap();
@@ -111,5 +138,30 @@ mod tests {
         trigger.trigger();
         let ended = tokio::time::timeout(Duration::from_secs(10), server).await;
         ended.unwrap().unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_post_drains_and_a_get_does_not() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (drain, drained) = Shutdown::new();
+        let drain = std::sync::Arc::new(drain);
+        let (trigger, shutdown) = Shutdown::new();
+        let server = tokio::spawn(run_with_drain(
+            listener,
+            Registry::new(),
+            Readiness::new(),
+            move || drain.trigger(),
+            shutdown,
+        ));
+        assert!(get(address, "/drain").await.starts_with("HTTP/1.1 405"));
+        assert!(!drained.is_requested());
+        for _ in 0..2 {
+            let answer = ask(address, "POST", "/drain").await;
+            assert!(answer.starts_with("HTTP/1.1 202"), "{answer}");
+        }
+        assert!(drained.is_requested());
+        trigger.trigger();
+        server.await.unwrap().unwrap();
     }
 }

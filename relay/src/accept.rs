@@ -20,6 +20,7 @@ use throwline_tunnel::proto::messages::{Proof, Refusal, RefusalCode, Role};
 use throwline_tunnel::proto::{SUBPROTOCOL, challenge};
 use throwline_tunnel::ws;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
 use url::Url;
 
 pub use denied::Denied;
@@ -35,6 +36,7 @@ pub struct Gate {
     clock_tolerance: Duration,
     replays: ReplayCache,
     accept: AcceptConfig,
+    relays: Option<watch::Receiver<u32>>,
 }
 
 /// A peer whose assertion was good. It has not proved yet that it holds the key now.
@@ -61,7 +63,15 @@ impl Gate {
             clock_tolerance,
             replays: ReplayCache::new(remembered),
             accept,
+            relays: None,
         }
+    }
+
+    /// Tells dialers how many relays there are, so that an agent knows whether to look for another.
+    #[must_use]
+    pub fn of_set(mut self, relays: watch::Receiver<u32>) -> Self {
+        self.relays = Some(relays);
+        self
     }
 
     /// Lets the other relays of the set in, and nobody else.
@@ -111,7 +121,11 @@ impl Gate {
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        carrier::accept(io, self.accept.clone(), |proof, nonce| {
+        let mut accept = self.accept.clone();
+        if let Some(relays) = &self.relays {
+            accept.relays = *relays.borrow();
+        }
+        carrier::accept(io, accept, |proof, nonce| {
             self.judge(admission, proof, nonce)
         })
         .await

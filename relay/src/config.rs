@@ -71,6 +71,21 @@ pub struct Limits {
     pub lines_per_user: usize,
     /// Lines of all users to one cluster. Default 8,192.
     pub lines_per_cluster: usize,
+    /// Lines of all users to all clusters. Default 50,000. Worst case: a few KiB each while idle,
+    /// and what `buffered_bytes` allows.
+    pub lines: usize,
+    /// Bytes of all lines' splice buffers. Default 512 MiB: 4,096 lines that move bytes both ways
+    /// at once. Where this, or one of the next two, is used up, a line goes on with 2 KiB a
+    /// direction: slower, and never stopped by what others hold.
+    pub buffered_bytes: u64,
+    /// The same of one user's lines. Default 64 MiB: 512 lines at full speed both ways.
+    pub buffered_bytes_per_user: u64,
+    /// The same of the lines to one cluster. Default 128 MiB.
+    pub buffered_bytes_per_cluster: u64,
+    /// Handshakes (TLS and proof) that the relay takes on in a second, after as many at once.
+    /// Default 200, about a tenth of a core. More wait up to 2 s, and beyond that are answered 503
+    /// with the moment to come again, 30 s away at most.
+    pub handshakes_per_second: u32,
     /// Streams that a peer may have open on one carrier; how many the relay opens to an agent
     /// is `mux.max_streams`. Default 1,024, and at most 65,536. Worst case: see `mux::Config`.
     pub streams_per_carrier: u32,
@@ -104,6 +119,11 @@ impl Default for Limits {
             carriers_per_identity: 32,
             lines_per_user: 4_096,
             lines_per_cluster: 8_192,
+            lines: 50_000,
+            buffered_bytes: 512 << 20,
+            buffered_bytes_per_user: 64 << 20,
+            buffered_bytes_per_cluster: 128 << 20,
+            handshakes_per_second: 200,
             streams_per_carrier: 1_024,
             half_open: 4_096,
             half_open_per_address: 256,

@@ -23,6 +23,7 @@ mod list;
 mod listener;
 mod metrics;
 mod open;
+mod pace;
 mod peers;
 pub mod policy;
 mod public;

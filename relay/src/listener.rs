@@ -6,13 +6,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::ServerConfig;
+use rustls::server::Acceptor;
 use throwline_certs::tls::peer_of;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::LazyConfigAcceptor;
 use tracing::{debug, warn};
 
 use crate::accept::Gate;
+use crate::pace::{Turn, in_turn};
 use crate::peers::Peers;
 use crate::public::{self, Outcome};
 use crate::relay::Shared;
@@ -123,13 +125,21 @@ async fn handshake(
         return None;
     }
     let Some(tls) = door.tls(shared) else {
-        return request(shared, tcp, address, door).await;
+        return request(shared, tcp, address, door, None).await;
     };
-    let accept = TlsAcceptor::from(tls).accept(tcp);
+    let accept = async {
+        let start = LazyConfigAcceptor::new(Acceptor::default(), tcp).await?;
+        // Before the first signature, and not for whoever has sent no more than a part of a hello.
+        let turn = match door {
+            Door::Public => in_turn(shared).await,
+            Door::Peers(_) => Turn::Now,
+        };
+        Ok::<_, io::Error>((start.into_stream(tls).await?, turn))
+    };
     match tokio::time::timeout(shared.config.timing.tls_handshake, accept).await {
-        Ok(Ok(tls)) => {
+        Ok(Ok((tls, turn))) => {
             let proved = tls.get_ref().1.peer_certificates().map(peer_of);
-            let established = request(shared, tls, address, door).await?;
+            let established = request(shared, tls, address, door, Some(turn)).await?;
             // On a door with client certificates, both proofs are of one relay.
             match proved {
                 Some(Ok(proved)) if proved.id != *established.id() => {
@@ -158,11 +168,12 @@ async fn request<T>(
     io: T,
     address: SocketAddr,
     door: &Door,
+    turn: Option<Turn>,
 ) -> Option<session::Established>
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    match public::serve(shared, io, address, door).await {
+    match public::serve(shared, io, address, door, turn).await {
         Outcome::Answered => None,
         Outcome::Failed => {
             shared.metrics.handshake("http-failed");

@@ -10,7 +10,9 @@ use prometheus::{
     Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
 use throwline_tunnel::proto::messages::RefusalCode;
-use throwline_tunnel::splice::Meter;
+use throwline_tunnel::splice::{Budget, Meter};
+
+use crate::config::Limits;
 
 #[derive(Clone)]
 pub(crate) struct Metrics {
@@ -26,10 +28,15 @@ pub(crate) struct Metrics {
     pub(crate) forwarded: IntCounterVec,
     pub(crate) peer_failures: IntCounter,
     open: Histogram,
+    limited: IntCounterVec,
+    buffers: Budget,
 }
 
 impl Metrics {
-    pub(crate) fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
+    pub(crate) fn register(
+        registry: &Registry,
+        limits: &Limits,
+    ) -> Result<Self, prometheus::Error> {
         let metrics = Self {
             half_open: IntGauge::new(
                 "throwline_relay_half_open",
@@ -90,7 +97,32 @@ impl Metrics {
                     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
                 ]),
             )?,
+            limited: IntCounterVec::new(
+                Opts::new(
+                    "throwline_relay_limited_total",
+                    "How often a limit held somebody up, by the limit",
+                ),
+                &["limit"],
+            )?,
+            buffers: Budget::new(limits.buffered_bytes),
         };
+        let most = IntGaugeVec::new(
+            Opts::new("throwline_relay_limits", "The limits, as they are set"),
+            &["limit"],
+        )?;
+        for (limit, value) in named(limits) {
+            most.with_label_values(&[limit]).set(value);
+            // Those that are half-open have a counter of their own.
+            if !limit.starts_with("half-open") {
+                metrics.limit_counter(limit);
+            }
+        }
+        registry.register(Box::new(most))?;
+        registry.register(Box::new(metrics.limited.clone()))?;
+        registry.register(Box::new(Buffers::new(
+            metrics.buffers.clone(),
+            metrics.limit_counter("buffers"),
+        )?))?;
         registry.register(Box::new(metrics.half_open.clone()))?;
         registry.register(Box::new(metrics.half_open_shed.clone()))?;
         registry.register(Box::new(metrics.accept_errors.clone()))?;
@@ -104,6 +136,20 @@ impl Metrics {
         registry.register(Box::new(metrics.peer_failures.clone()))?;
         registry.register(Box::new(metrics.open.clone()))?;
         Ok(metrics)
+    }
+
+    /// A limit of `throwline_relay_limits` has held somebody up.
+    pub(crate) fn limited(&self, limit: &'static str) {
+        self.limit_counter(limit).inc();
+    }
+
+    pub(crate) fn limit_counter(&self, limit: &'static str) -> IntCounter {
+        self.limited.with_label_values(&[limit])
+    }
+
+    /// What all lines' splice buffers are taken from.
+    pub(crate) fn buffers(&self) -> Budget {
+        self.buffers.clone()
     }
 
     pub(crate) fn handshake(&self, outcome: &'static str) {
@@ -189,6 +235,63 @@ impl Collector for LineBytes {
         catch_up(&self.to_cluster, &self.meter.a_to_b);
         catch_up(&self.to_user, &self.meter.b_to_a);
         self.both.collect()
+    }
+}
+
+/// The limits by the names that [`Metrics::limited`] is told.
+fn named(limits: &Limits) -> [(&'static str, i64); 11] {
+    let count = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+    let bytes = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+    [
+        ("carriers", count(limits.carriers)),
+        ("carriers-per-identity", count(limits.carriers_per_identity)),
+        ("half-open", count(limits.half_open)),
+        ("half-open-per-address", count(limits.half_open_per_address)),
+        ("handshakes", i64::from(limits.handshakes_per_second)),
+        ("lines", count(limits.lines)),
+        ("lines-per-user", count(limits.lines_per_user)),
+        ("lines-per-cluster", count(limits.lines_per_cluster)),
+        ("buffers", bytes(limits.buffered_bytes)),
+        ("buffers-per-user", bytes(limits.buffered_bytes_per_user)),
+        (
+            "buffers-per-cluster",
+            bytes(limits.buffered_bytes_per_cluster),
+        ),
+    ]
+}
+
+/// Shows the budget of the splices' buffers.
+struct Buffers {
+    budget: Budget,
+    used: IntGauge,
+    denied: IntCounter,
+}
+
+impl Buffers {
+    fn new(budget: Budget, denied: IntCounter) -> Result<Self, prometheus::Error> {
+        let used = IntGauge::new(
+            "throwline_relay_buffered_bytes",
+            "Bytes of buffers that lines hold now",
+        )?;
+        Ok(Self {
+            budget,
+            used,
+            denied,
+        })
+    }
+}
+
+impl Collector for Buffers {
+    fn desc(&self) -> Vec<&Desc> {
+        self.used.desc()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        self.used
+            .set(i64::try_from(self.budget.used()).unwrap_or(i64::MAX));
+        let denied = self.budget.denied();
+        self.denied.inc_by(denied.saturating_sub(self.denied.get()));
+        self.used.collect()
     }
 }
 

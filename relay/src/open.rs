@@ -20,7 +20,7 @@ use crate::policy::Decision;
 use crate::registry::{Presence, Route};
 use crate::relay::Shared;
 use crate::session::Peer;
-use crate::tally::Share;
+use crate::tally::{Share, Spender};
 
 /// The only version of `Open` so far.
 const VERSION: u32 = 1;
@@ -30,13 +30,17 @@ const ATTEMPTS: usize = 4;
 const LIMIT_WAIT: Duration = Duration::from_secs(5);
 /// When to try again on a relay that drains: the proxy should have moved by then.
 const DRAIN_WAIT: Duration = Duration::from_secs(1);
+/// Between looks for another way, while all that are known are closing or have just died.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// A line's far half, with all that is counted for it.
 struct Far {
     stream: mux::Stream,
     reply: StreamReply,
+    buffers: [Spender; 2],
     _of_the_user: Option<Share>,
     _of_the_cluster: Share,
+    _of_all: Share,
     _held: Held,
     _kept_while_draining: DrainGuard,
 }
@@ -68,7 +72,10 @@ pub(crate) async fn handle(
         }
     };
     debug!(cluster = %wanted.cluster, "a line is open");
-    let outcome = splice(near, far.stream, &shared.splice, &shared.meter).await;
+    let mut config = shared.splice.clone();
+    let own = far.buffers.iter().map(|spender| spender.budget.clone());
+    config.budgets.extend(own);
+    let outcome = splice(near, far.stream, &config, &shared.meter).await;
     debug!(cluster = %wanted.cluster, ?outcome, "a line has ended");
 }
 
@@ -95,7 +102,16 @@ async fn route(shared: &Arc<Shared>, peer: &Peer, wanted: &Open) -> Result<Far, 
             ));
         }
     };
+    let of_all = shared.lines_in_all.take("").ok_or_else(|| {
+        shared.metrics.limited("lines");
+        Refusal::new(
+            RefusalCode::Limit,
+            "this relay has as many lines open as it may",
+        )
+        .retry_after(LIMIT_WAIT)
+    })?;
     let of_the_cluster = shared.lines_per_cluster.take(cluster).ok_or_else(|| {
+        shared.metrics.limited("lines-per-cluster");
         Refusal::new(
             RefusalCode::Limit,
             format!("the cluster {cluster} has as many lines open as it may"),
@@ -103,12 +119,10 @@ async fn route(shared: &Arc<Shared>, peer: &Peer, wanted: &Open) -> Result<Far, 
         .retry_after(LIMIT_WAIT)
     })?;
     let kept_while_draining = shared.lines.guard();
-    let give_up =
-        Instant::now() + shared.config.timing.agent_wait + shared.config.timing.agent_answer;
-    let routes = match asked.is_forwarded {
-        true => own(shared, cluster, &wanted.agent_instance).await?,
-        false => find(shared, cluster, &wanted.agent_instance).await?,
-    };
+    let buffers = [
+        shared.buffers_per_user.of(&asked.user),
+        shared.buffers_per_cluster.of(cluster),
+    ];
     let told = Open {
         version: VERSION,
         cluster: cluster.to_owned(),
@@ -118,15 +132,51 @@ async fn route(shared: &Arc<Shared>, peer: &Peer, wanted: &Open) -> Result<Far, 
         client_addr: asked.client_addr,
         agent_instance: wanted.agent_instance.clone(),
     };
-    let (stream, reply) = reach(shared, &routes, &told, give_up).await?;
+    let (stream, reply) = lead(shared, &told, asked.is_forwarded).await?;
     Ok(Far {
         stream,
         reply,
+        buffers,
+        _of_all: of_all,
         _of_the_user: asked.of_the_user,
         _of_the_cluster: of_the_cluster,
         _held: shared.metrics.line(),
         _kept_while_draining: kept_while_draining,
     })
+}
+
+/// Opens the far half. An agent that is between two ways is waited for, unless the line was
+/// forwarded: then the user's own relay waits, and sees all its ways.
+async fn lead(
+    shared: &Arc<Shared>,
+    told: &Open,
+    is_forwarded: bool,
+) -> Result<(mux::Stream, StreamReply), Refusal> {
+    let timing = &shared.config.timing;
+    let moved_by = Instant::now() + timing.agent_wait;
+    let give_up = moved_by + timing.agent_answer;
+    let (cluster, instance) = (told.cluster.as_str(), told.agent_instance.as_str());
+    loop {
+        let routes = match is_forwarded {
+            true => own(shared, cluster, instance).await?,
+            false => find(shared, cluster, instance).await?,
+        };
+        match reach(shared, &routes, told, give_up).await {
+            Ok(opened) => return Ok(opened),
+            Err(Unreached::Refused(refused)) => return Err(refused),
+            Err(Unreached::Moving) if is_forwarded || Instant::now() >= moved_by => {
+                return Err(offline(cluster, SystemTime::now()));
+            }
+            Err(Unreached::Moving) => tokio::time::sleep(LOOK_AGAIN).await,
+        }
+    }
+}
+
+/// Why none of an agent's ways could be taken.
+enum Unreached {
+    Refused(Refusal),
+    /// Each of them is closing, or has just died.
+    Moving,
 }
 
 async fn by_a_user(shared: &Shared, peer: &Peer, cluster: &str) -> Result<Asked, Refusal> {
@@ -148,6 +198,7 @@ async fn by_a_user(shared: &Shared, peer: &Peer, cluster: &str) -> Result<Asked,
         .lines_per_user
         .take(peer.identity.id.name())
         .ok_or_else(|| {
+            shared.metrics.limited("lines-per-user");
             Refusal::new(RefusalCode::Limit, "you have as many lines open as you may")
                 .retry_after(LIMIT_WAIT)
         })?;
@@ -316,8 +367,8 @@ async fn reach(
     routes: &[Route],
     told: &Open,
     give_up: Instant,
-) -> Result<(mux::Stream, StreamReply), Refusal> {
-    let mut last = offline(&told.cluster, SystemTime::now());
+) -> Result<(mux::Stream, StreamReply), Unreached> {
+    let mut last = Unreached::Moving;
     for route in routes.iter().take(ATTEMPTS) {
         let end = give_up.min(Instant::now() + shared.config.timing.agent_answer);
         let opened = tokio::time::timeout_at(end, along(shared, route, told)).await;
@@ -330,22 +381,20 @@ async fn reach(
             // Its own word is final, unless it is that this way is closing; and it is cut to size
             // before a user gets it.
             PeerError::Open(OpenError::Refused(refused)) => {
-                let is_final = !may_go_elsewhere(route, refused.code());
-                let refused = Refusal {
+                if may_go_elsewhere(route, refused.code()) {
+                    continue;
+                }
+                return Err(Unreached::Refused(Refusal {
                     code: refused.code,
                     retry_after_ms: refused.retry_after_ms,
                     since_unix_ms: refused.since_unix_ms,
                     ..Refusal::new(RefusalCode::Unspecified, refused.message)
-                };
-                if is_final {
-                    return Err(refused);
-                }
-                refused
+                }));
             }
-            PeerError::Open(OpenError::Limit) => {
+            PeerError::Open(OpenError::Limit) => Unreached::Refused(
                 Refusal::new(RefusalCode::Limit, "the agent's carrier is full")
-                    .retry_after(LIMIT_WAIT)
-            }
+                    .retry_after(LIMIT_WAIT),
+            ),
             PeerError::Open(OpenError::CarrierLost(reason)) => {
                 debug!(%reason, "a carrier ended under a new line");
                 continue;
@@ -354,19 +403,19 @@ async fn reach(
                 debug!(%error, "a line goes another way");
                 continue;
             }
-            PeerError::Open(OpenError::Timeout(_)) => Refusal::new(
+            PeerError::Open(OpenError::Timeout(_)) => Unreached::Refused(Refusal::new(
                 RefusalCode::Timeout,
                 format!("the agent of the cluster {} does not answer", told.cluster),
-            ),
+            )),
             PeerError::Open(error) => {
                 debug!(%error, "an agent did not answer as it should");
-                Refusal::new(
+                Unreached::Refused(Refusal::new(
                     RefusalCode::Internal,
                     format!(
                         "the agent of the cluster {} broke the protocol",
                         told.cluster
                     ),
-                )
+                ))
             }
         };
     }

@@ -21,6 +21,7 @@ use tracing::{debug, warn};
 use crate::accept::{Admission, Denied};
 use crate::enrol;
 use crate::listener::Door;
+use crate::pace::{Turn, in_turn};
 use crate::relay::Shared;
 use crate::response::{self, Body};
 use crate::session::{Full, Seat};
@@ -58,6 +59,7 @@ pub(crate) async fn serve<T>(
     io: T,
     address: SocketAddr,
     door: &Door,
+    turn: Option<Turn>,
 ) -> Outcome<T>
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -72,7 +74,11 @@ where
             let admitted = Arc::clone(&admitted);
             let door = door.clone();
             let answered = async move {
-                Ok::<_, Infallible>(answer(&shared, &admitted, address, &door, request).await)
+                let response = match taken(&shared, turn, request.uri().path()).await {
+                    Turn::Later(wait) => too_many(&shared, wait),
+                    Turn::Now => answer(&shared, &admitted, address, &door, request).await,
+                };
+                Ok::<_, Infallible>(response)
             };
             Box::pin(answered)
         }
@@ -178,6 +184,24 @@ async fn answer(
     }
 }
 
+/// The turn that the TLS handshake took or, where a balancer ends TLS, takes one now. A balancer's
+/// health check needs none: a relay that is busy is not down.
+async fn taken(shared: &Shared, turn: Option<Turn>, path: &str) -> Turn {
+    match (shared.path_below_prefix(path), turn) {
+        ("/v1/carrier" | "/v1/enroll", Some(turn)) => turn,
+        ("/v1/carrier" | "/v1/enroll", None) => in_turn(shared).await,
+        _ => Turn::Now,
+    }
+}
+
+/// More at once than the relay takes on; each is told another moment to come again.
+fn too_many(shared: &Shared, wait: Duration) -> Response<Body> {
+    shared.metrics.handshake("busy");
+    let message = "too many connect at once; come again a little later";
+    let response = response::problem(StatusCode::SERVICE_UNAVAILABLE, "limit", message);
+    response::retry_after(response, wait)
+}
+
 fn admit(
     shared: &Arc<Shared>,
     door: &Door,
@@ -185,7 +209,12 @@ fn admit(
     headers: &HeaderMap,
 ) -> Result<Admitted, Refused> {
     let admission = door.gate(shared).check(headers, shared.authority.now())?;
-    let seat = shared.seats.take(&admission.peer)?;
+    let seat = shared.seats.take(&admission.peer).inspect_err(|full| {
+        shared.metrics.limited(match full {
+            Full::Relay => "carriers",
+            Full::Identity => "carriers-per-identity",
+        });
+    })?;
     Ok(Admitted {
         admission,
         seat,

@@ -13,6 +13,7 @@ use throwline_tunnel::carrier::{AcceptConfig, IncomingStream};
 use throwline_tunnel::proto::messages::Refusal;
 use throwline_tunnel::splice::{self, Meter};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -25,18 +26,22 @@ use crate::error::Error;
 use crate::half_open::HalfOpen;
 use crate::listener::{self, Door};
 use crate::metrics::{Metrics, code_label};
+use crate::pace::Pace;
 use crate::peers::{self, Peers};
 use crate::policy::{Everyone, Policy};
 use crate::public::forwarded_for;
 use crate::rate::RateLimit;
 use crate::registry::{Memory, Registry};
 use crate::session::Seats;
-use crate::tally::Tally;
+use crate::tally::{Budgets, Tally};
 
 /// How long the registry may take to tell of the drain.
 const TELL: Duration = Duration::from_secs(2);
 /// How long carriers may take to say goodbye when the relay ends.
 const GOODBYE: Duration = Duration::from_secs(5);
+/// Beyond the spread, how long carriers have to move to other relays: a dial, and the end of the
+/// requests that are under way.
+const MOVE: Duration = Duration::from_secs(15);
 
 /// A relay that has not begun yet.
 pub struct Relay {
@@ -61,10 +66,18 @@ pub(crate) struct Shared {
     pub(crate) half_open: HalfOpen,
     pub(crate) enrolments: RateLimit,
     pub(crate) seats: Seats,
+    pub(crate) pace: Pace,
+    pub(crate) lines_in_all: Tally,
     pub(crate) lines_per_user: Tally,
     pub(crate) lines_per_cluster: Tally,
+    pub(crate) buffers_per_user: Budgets,
+    pub(crate) buffers_per_cluster: Budgets,
     /// Held by each line.
     pub(crate) lines: Drain,
+    /// Held by each carrier but those of other relays.
+    pub(crate) carriers: Drain,
+    /// How many relays of the set take lines; 0 while that is not known.
+    pub(crate) relays: watch::Receiver<u32>,
     pub(crate) splice: splice::Config,
     pub(crate) meter: Arc<Meter>,
     /// No new work, and peers should move.
@@ -118,8 +131,9 @@ impl Relay {
         self
     }
 
-    /// Serves until `shutdown`, then drains: not ready, peers are told to move, nobody new is
-    /// accepted, lines may end in peace for a while, carriers are closed.
+    /// Serves until `shutdown` or `POST /drain` on `admin`, then drains: not ready, nobody new is
+    /// accepted, peers are told to move to the other relays if there are any, lines may end in
+    /// peace for a while, carriers are closed.
     pub async fn run(
         self,
         listener: TcpListener,
@@ -133,8 +147,13 @@ impl Relay {
         let shared = Arc::new(shared);
 
         let (admin_trigger, admin_shutdown) = Shutdown::new();
-        let admin = admin
-            .map(|listener| tokio::spawn(admin::run(listener, metrics, readiness, admin_shutdown)));
+        let asked = CancellationToken::new();
+        let admin = admin.map(|listener| {
+            let asked = asked.clone();
+            let ask = move || asked.cancel();
+            let run = admin::run_with_drain(listener, metrics, readiness, ask, admin_shutdown);
+            tokio::spawn(run)
+        });
         listening.ready();
         info!(
             url = %shared.config.public_url,
@@ -150,16 +169,16 @@ impl Relay {
         }
         let accepting = listener::run(listener, Arc::clone(&shared), Door::Public);
         let drain = async {
-            shutdown.requested().await;
+            tokio::select! {
+                () = shutdown.requested() => {}
+                () = asked.cancelled() => {}
+            }
             info!(lines = shared.lines.in_progress(), "the relay is draining");
             listening.not_ready("draining");
             shared.draining.cancel();
             // So that the others prefer other ways. Without the database they find out by trying.
             let _ = tokio::time::timeout(TELL, shared.registry.drain()).await;
-            let timeout = shared.config.timing.drain_timeout;
-            if let Err(lines) = shared.lines.drained_within(timeout).await {
-                warn!(lines, "cut lines that did not end in time");
-            }
+            shared.emptied().await;
         };
         // The listener ends with the drain's beginning, and is closed then.
         tokio::join!(accepting, drain);
@@ -190,7 +209,7 @@ impl Relay {
         let config = self.config;
         let limits = &config.limits;
         check(&config)?;
-        let metrics = Metrics::register(&self.metrics)?;
+        let metrics = Metrics::register(&self.metrics, limits)?;
         let gate = |audience: &Url| {
             Gate::new(
                 self.authority.validator().clone(),
@@ -199,6 +218,7 @@ impl Relay {
                 limits.remembered_assertions,
                 AcceptConfig {
                     instance: config.instance.clone(),
+                    relays: 0,
                     timing: config.timing.carrier.clone(),
                     ws: config.ws.clone(),
                     mux: config.mux.clone(),
@@ -218,7 +238,7 @@ impl Relay {
                 (Some(listener), Some(Arc::new(peers)))
             }
         };
-        let gate = gate(&config.public_url);
+        let gate = gate(&config.public_url).of_set(self.registry.relays());
         let behind_balancer = config.tls == Tls::Plaintext;
         let shared = Shared {
             gate,
@@ -231,10 +251,25 @@ impl Relay {
             ),
             enrolments: RateLimit::new(limits.enrolment_burst, limits.enrolments_per_minute),
             seats: Seats::new(limits.carriers, limits.carriers_per_identity),
+            pace: Pace::new(limits.handshakes_per_second),
+            lines_in_all: Tally::new(limits.lines),
             lines_per_user: Tally::new(limits.lines_per_user),
             lines_per_cluster: Tally::new(limits.lines_per_cluster),
+            buffers_per_user: Budgets::new(
+                limits.buffered_bytes_per_user,
+                metrics.limit_counter("buffers-per-user"),
+            ),
+            buffers_per_cluster: Budgets::new(
+                limits.buffered_bytes_per_cluster,
+                metrics.limit_counter("buffers-per-cluster"),
+            ),
             lines: Drain::new(),
-            splice: splice::Config::default(),
+            carriers: Drain::new(),
+            relays: self.registry.relays(),
+            splice: splice::Config {
+                budgets: vec![metrics.buffers()],
+                ..splice::Config::default()
+            },
             meter: metrics.meter(),
             metrics,
             draining: CancellationToken::new(),
@@ -252,6 +287,23 @@ impl Relay {
 }
 
 impl Shared {
+    /// Waits until nobody needs this relay any more, at most the drain's timeout.
+    async fn emptied(&self) {
+        let timing = &self.config.timing;
+        let end = Instant::now() + timing.drain_timeout;
+        // Without another relay there is nowhere to go; what has no line is then only closed.
+        if *self.relays.borrow() > 0 {
+            let to_move = (timing.drain_spread + MOVE).min(timing.drain_timeout);
+            if let Err(carriers) = self.carriers.drained_within(to_move).await {
+                info!(carriers, "some carriers have not moved yet");
+            }
+        }
+        let left = end.saturating_duration_since(Instant::now());
+        if let Err(lines) = self.lines.drained_within(left).await {
+            warn!(lines, "cut lines that did not end in time");
+        }
+    }
+
     /// The address to limit and to tell the agent.
     pub(crate) fn client_address(&self, peer: SocketAddr, headers: &HeaderMap) -> SocketAddr {
         if !self.config.trust_forwarded_for {

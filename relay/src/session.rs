@@ -6,11 +6,12 @@ use std::time::{Duration, SystemTime};
 
 use http::{Response, StatusCode};
 use throwline_certs::{Kind, PeerIdentity, SpiffeId};
-use throwline_tunnel::carrier::{Connection, IncomingStream};
+use throwline_tunnel::carrier::{AcceptError, Connection, IncomingStream};
 use throwline_tunnel::http1::Rewound;
 use throwline_tunnel::proto::close::CloseCode;
 use throwline_tunnel::proto::messages::{
-    ControlKind, ControlMessage, Drain, Proof, Refusal, RefusalCode, StreamKind, StreamReply,
+    ControlKind, ControlMessage, Drain, Proof, Refusal, RefusalCode, RelaySet, StreamKind,
+    StreamReply,
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -140,6 +141,11 @@ where
                 seat,
             })
         }
+        Err(AcceptError::Declined) => {
+            shared.metrics.handshake("declined");
+            debug!(%client, peer = %admission.peer.id, "a dialer wants another relay");
+            None
+        }
         Err(error) => {
             shared.metrics.handshake("proof-failed");
             warn!(%client, peer = %admission.peer.id, %error, "a carrier did not prove itself");
@@ -164,9 +170,11 @@ pub(crate) async fn run(shared: Arc<Shared>, established: Established) {
     );
     let work = async {
         info!(software = %proof.software, instance = %proof.instance, "a carrier is up");
-        let counted = shared.metrics.carrier(role(peer.identity.id.kind()));
+        let kind = peer.identity.id.kind();
+        let counted = shared.metrics.carrier(role(kind));
+        let to_move = (kind != Kind::Relay).then(|| shared.carriers.guard());
         let carrier = connection.carrier.clone();
-        let tunnel = (peer.identity.id.kind() == Kind::Cluster).then(|| {
+        let tunnel = (kind == Kind::Cluster).then(|| {
             Arc::new(Tunnel::new(
                 peer.identity.id.name().to_owned(),
                 proof.instance.clone(),
@@ -184,7 +192,7 @@ pub(crate) async fn run(shared: Arc<Shared>, established: Established) {
         if let Ok(reason) = tokio::time::timeout(GOODBYE, carrier.closed()).await {
             info!(%reason, "a carrier is down");
         }
-        drop((counted, seat));
+        drop((counted, seat, to_move));
     };
     work.instrument(span).await;
 }
@@ -212,6 +220,7 @@ struct Session {
     connection: Connection,
     tunnel: Option<Arc<Tunnel>>,
     control: Option<Control>,
+    told_relays: u32,
     /// One task for each stream that is not done. They end with the session.
     streams: JoinSet<()>,
 }
@@ -226,6 +235,7 @@ impl Session {
         Self {
             shared,
             peer,
+            told_relays: connection.relay.relays,
             connection,
             tunnel,
             control: None,
@@ -239,6 +249,9 @@ impl Session {
         let expiry = until(self.peer.identity.not_after, || shared.authority.now());
         tokio::pin!(expiry);
         let mut told_to_move = false;
+        let mut relays = shared.relays.clone();
+        // A registry that never changes has dropped its end.
+        let mut may_change = self.tunnel.is_some();
         let (code, reason) = loop {
             tokio::select! {
                 stream = self.connection.incoming.next() => match stream {
@@ -263,6 +276,10 @@ impl Session {
                         break (CloseCode::Protocol, "the control stream is broken");
                     }
                 },
+                changed = relays.changed(), if may_change => {
+                    may_change = changed.is_ok();
+                    self.tell_relays().await;
+                }
                 () = &mut expiry => break (CloseCode::Expired, "the certificate has expired"),
                 () = shared.draining.cancelled(), if !told_to_move => {
                     told_to_move = true;
@@ -311,6 +328,7 @@ impl Session {
                     Ok(stream) => self.control = Some(Control::new(stream)),
                     Err(error) => debug!(%error, "the control stream ended at once"),
                 }
+                self.tell_relays().await;
                 if self.shared.draining.is_cancelled() {
                     self.ask_to_move().await;
                 }
@@ -369,6 +387,22 @@ impl Session {
             Ok(Ok(())) => {}
             Ok(Err(error)) => warn!(%error, "cannot record an agent's status"),
             Err(_) => warn!("recording an agent's status took too long"),
+        }
+    }
+
+    /// An agent keeps its carriers to different relays, if it knows that there are some.
+    async fn tell_relays(&mut self) {
+        let relays = *self.shared.relays.borrow();
+        let (Some(_), Some(control)) = (&self.tunnel, &mut self.control) else {
+            return;
+        };
+        if relays == 0 || relays == self.told_relays {
+            return;
+        }
+        self.told_relays = relays;
+        let set = ControlKind::RelaySet(RelaySet { relays });
+        if let Err(error) = control.tell(&set.into()).await {
+            debug!(%error, "an agent could not be told how many relays there are");
         }
     }
 

@@ -1,385 +1,336 @@
-//! Keeps one carrier to the relay, for ever: dials, serves, and dials anew when it is lost, when the
-//! relay drains, when the certificate was renewed, or when it has grown old.
-//!
-//! A replacement is made before the old carrier is let go, so that no user notices.
+//! One carrier, kept for ever: dialled anew when it is lost, replaced when the relay drains, the
+//! certificate was renewed, it has grown old, or its relay is one that a sibling holds too.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use rand::Rng;
-use throwline_certs::{Identity, jws, sha256, tls};
-use throwline_ops::ReadinessGuard;
-use throwline_tunnel::carrier::{Carrier, Connection, DialConfig, DialError, Prover, dial};
-use throwline_tunnel::message;
+use throwline_ops::{Shutdown, ShutdownTrigger};
+use throwline_tunnel::carrier::{Carrier, Connection, Incoming, dial};
 use throwline_tunnel::proto::backoff::Backoff;
 use throwline_tunnel::proto::close::CloseCode;
-use throwline_tunnel::proto::messages::{
-    AgentStatus, Control, ControlKind, ControlMessage, Drain, Role, StreamHeader, StreamKind,
-};
-use throwline_tunnel::proto::wire::CONTROL_CAP;
+use throwline_tunnel::proto::messages::Drain;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
 
-use crate::agent::Agent;
-use crate::config::Config;
-use crate::error::Error;
+use super::control::{self, Told};
+use super::failure::Failure;
+use super::set::Set;
 use crate::metrics::Held;
 use crate::said::Said;
-use crate::{lines, renewal, state};
 
-pub(crate) struct Keeper {
-    agent: Arc<Agent>,
-    config: Config,
-    status: watch::Receiver<AgentStatus>,
-    ready: ReadinessGuard,
+/// How often a dial that ends at a sibling's relay is tried anew before that one is taken.
+const TRIES: u32 = 4;
+/// The mean wait before the first of these; each next one is twice as long.
+const TRY_AGAIN: Duration = Duration::from_millis(200);
+/// When a slot that could not get a relay of its own looks for one again: balancers can be
+/// sticky, so seldom.
+const LOOK_AGAIN: Duration = Duration::from_secs(10 * 60);
+
+pub(super) struct Slot {
+    number: usize,
+    set: Arc<Set>,
+    identity: watch::Receiver<u64>,
     said: Said,
     backoff: Backoff,
     /// Each carrier's tasks, the old ones that are let go among them.
     serving: JoinSet<()>,
 }
 
-/// The carriers that outlive the keeper, while their sessions drain.
-pub(crate) struct Left {
-    current: Option<Carrier>,
-    serving: JoinSet<()>,
+/// What a slot leaves behind.
+pub(super) struct Left {
+    pub(super) carrier: Option<Carrier>,
+    pub(super) serving: JoinSet<()>,
 }
 
-/// Why the present carrier needs a successor.
+/// The slot's present carrier.
+struct Live {
+    carrier: Carrier,
+    since: Instant,
+    rotate: Instant,
+    told: watch::Receiver<Told>,
+    /// Tells its sessions to move; dropping it does too.
+    leave: ShutdownTrigger,
+    /// A move that failed and is tried again then.
+    again: Option<(Instant, Why)>,
+}
+
+/// Why a carrier that still works should have a successor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Why {
+    Drain,
+    Renewed,
+    Old,
+    Double,
+}
+
 enum Due {
     Lost,
-    Replace,
-    Stop,
+    Move(Why),
 }
 
-impl Keeper {
-    pub(crate) fn new(
-        agent: Arc<Agent>,
-        config: Config,
-        status: watch::Receiver<AgentStatus>,
-        ready: ReadinessGuard,
-    ) -> Self {
-        let backoff = Backoff::new(config.timing.backoff);
+impl Slot {
+    pub(super) fn new(number: usize, set: Arc<Set>) -> Self {
         Self {
-            agent,
-            config,
-            status,
-            ready,
+            number,
+            identity: set.identity(),
             said: Said::default(),
-            backoff,
+            backoff: Backoff::new(set.config.backoff),
             serving: JoinSet::new(),
+            set,
         }
     }
 
-    /// Ends with the shutdown only; gives back what still carries sessions.
-    pub(crate) async fn run(mut self) -> Left {
-        let shutdown = self.agent.shutdown.clone();
-        let mut current: Option<Carrier> = None;
-        loop {
-            let dialled = tokio::select! {
-                dialled = self.dial() => dialled,
-                () = shutdown.requested() => break,
-            };
-            let due = match dialled {
-                Ok(connection) => {
-                    let (since, drain) = (Instant::now(), watch::channel(None));
-                    let carrier = self.serve(connection, drain.0);
-                    if let Some(old) = current.replace(carrier.clone()) {
-                        self.serving.spawn(let_go(old));
-                    }
-                    let due = self.until_due(&carrier, drain.1).await;
-                    self.backoff.lived(since.elapsed());
-                    due
-                }
-                Err(error) => {
-                    self.failed(&error);
-                    Due::Lost
-                }
-            };
-            let wait = match due {
-                Due::Stop => break,
-                Due::Replace => Duration::ZERO,
-                Due::Lost => {
-                    if current.as_ref().is_none_or(Carrier::is_closed) {
-                        self.ready.not_ready("no carrier to a relay");
-                    }
-                    self.backoff.next(&mut rand::rng())
-                }
-            };
-            tokio::select! {
-                () = tokio::time::sleep(wait) => {}
-                () = shutdown.requested() => break,
-            }
-            while self.serving.try_join_next().is_some() {}
+    /// Ends with the shutdown only.
+    pub(super) async fn run(mut self) -> Left {
+        let shutdown = self.set.shutdown.clone();
+        let mut current = None;
+        tokio::select! {
+            () = self.keep(&mut current) => {}
+            () = shutdown.requested() => {}
         }
-        self.ready.not_ready("the agent is stopping");
         Left {
-            current,
+            carrier: current.map(|live: Live| live.carrier),
             serving: self.serving,
         }
     }
 
-    async fn dial(&self) -> Result<Connection, Failure> {
-        let identity = self.agent.identity();
-        let plaintext = self.config.relay.scheme() == "http";
-        let tls = (!plaintext)
-            .then(|| tls::carrier_client(&self.agent.roots, self.config.extra_ca.as_deref()));
-        let mut dialling = DialConfig::new(
-            self.config.relay.clone(),
-            tls.transpose()?,
-            Arc::new(prover(&identity)),
-            Role::Agent,
-            self.agent.instance.clone(),
-        );
-        dialling.timing = self.config.timing.carrier.clone();
-        if let Some(ws) = &self.config.limits.ws {
-            dialling.ws = ws.clone();
+    /// Never ends; may be dropped at any await.
+    async fn keep(&mut self, current: &mut Option<Live>) {
+        loop {
+            while self.serving.try_join_next().is_some() {}
+            let Some(live) = current else {
+                self.set.wanted(self.number).await;
+                match self.connect(None).await {
+                    Ok(connection) => *current = Some(self.serve(connection)),
+                    Err(failure) => {
+                        self.failed(&failure);
+                        let wait = self.backoff.next(&mut rand::rng());
+                        tokio::time::sleep(wait).await;
+                    }
+                }
+                continue;
+            };
+            match self.until_due(live).await {
+                Due::Lost => {
+                    self.set.release(self.number);
+                    self.backoff.lived(live.since.elapsed());
+                    *current = None;
+                    let wait = self.backoff.next(&mut rand::rng());
+                    tokio::time::sleep(wait).await;
+                }
+                Due::Move(why) => match self.connect(Some(why)).await {
+                    Ok(connection) => {
+                        let successor = self.serve(connection);
+                        if let Some(old) = current.replace(successor) {
+                            self.backoff.lived(old.since.elapsed());
+                            self.let_go(old);
+                        }
+                    }
+                    Err(failure) => {
+                        if !failure.is_unwanted() {
+                            self.failed(&failure);
+                        }
+                        // A sibling can take what this one had.
+                        if why == Why::Drain && self.set.has_sibling(self.number) {
+                            self.set.release(self.number);
+                            if let Some(old) = current.take() {
+                                self.let_go(old);
+                            }
+                            continue;
+                        }
+                        let wait = match why {
+                            Why::Double => jittered(LOOK_AGAIN),
+                            _ => self.backoff.next(&mut rand::rng()),
+                        };
+                        live.again = Some((Instant::now() + wait, why));
+                    }
+                },
+            }
         }
-        if let Some(mux) = &self.config.limits.mux {
-            dialling.mux = mux.clone();
+    }
+
+    /// Dials until it gets to a relay that no sibling holds; after a few tries, to any.
+    async fn connect(&mut self, why: Option<Why>) -> Result<Connection, Failure> {
+        // Also what changed while nobody watched: the dial takes the newest.
+        self.identity.mark_unchanged();
+        let mut dialling = self.set.owner.dialling()?;
+        let mut wait = TRY_AGAIN;
+        for _ in 1..TRIES {
+            dialling.avoid = self.set.relays_of_others(self.number);
+            match Box::pin(dial(&dialling)).await.map_err(Failure::from) {
+                Err(failure) if failure.is_unwanted() => {
+                    tracing::debug!(slot = self.number, %failure, "trying for another relay");
+                }
+                dialled => return dialled,
+            }
+            tokio::time::sleep(jittered(wait)).await;
+            wait *= 2;
         }
+        dialling.avoid = match why {
+            Some(Why::Double) => self.set.relays_of_others(self.number),
+            _ => Vec::new(),
+        };
         Ok(Box::pin(dial(&dialling)).await?)
     }
 
-    fn serve(&mut self, connection: Connection, drain: watch::Sender<Option<Drain>>) -> Carrier {
+    fn serve(&mut self, connection: Connection) -> Live {
         let Connection {
             carrier,
-            mut incoming,
+            incoming,
+            relay,
             ..
         } = connection;
+        let (id, instance) = (carrier.id(), &relay.instance);
         if self.said.recovered() {
-            tracing::info!(carrier = carrier.id(), "connected to the relay again");
+            tracing::info!(carrier = id, relay = instance, "connected to a relay again");
         } else {
-            tracing::info!(carrier = carrier.id(), relay = %self.config.relay, "connected to the relay");
+            tracing::info!(carrier = id, relay = instance, "connected to a relay");
         }
-        self.ready.ready();
-        let held = Held::new(&self.agent.gateway.metrics().carriers);
-        let agent = self.agent.clone();
-        let control = control(carrier.clone(), self.status.clone(), drain);
+        self.set.hold(self.number, carrier.clone(), &relay);
+        let (leave, leaving) = self.set.shutdown.child();
+        let (tell, told) = watch::channel(Told::default());
+        let control = control::run(carrier.clone(), self.set.owner.status(), tell);
+        self.serving
+            .spawn(take_streams(self.set.clone(), incoming, leaving, control));
+        let now = Instant::now();
+        Live {
+            carrier,
+            since: now,
+            rotate: now + jittered(self.set.config.rotate),
+            told,
+            leave,
+            again: None,
+        }
+    }
+
+    /// Waits until the carrier needs a successor.
+    async fn until_due(&mut self, live: &mut Live) -> Due {
+        let drain = drained(
+            live.told.clone(),
+            self.set.clone(),
+            self.set.config.backoff.max_asked,
+        );
+        let double = async {
+            self.set.double(self.number).await;
+            // All agents see a new relay at once.
+            tokio::time::sleep(part_of(self.set.config.spread)).await;
+            self.set.double(self.number).await;
+        };
+        let again = async {
+            match live.again {
+                Some((at, why)) => {
+                    tokio::time::sleep_until(at).await;
+                    why
+                }
+                None => std::future::pending().await,
+            }
+        };
+        let due = tokio::select! {
+            biased;
+            reason = live.carrier.closed() => {
+                if let Some(silent) = self.said.say("lost", Instant::now()) {
+                    tracing::warn!(carrier = live.carrier.id(), %reason, silent, "the carrier to the relay was lost");
+                }
+                return Due::Lost;
+            }
+            why = again => Due::Move(why),
+            // A move that is to be tried again is about these as well.
+            () = drain, if live.again.is_none_or(|(_, why)| why != Why::Drain) => Due::Move(Why::Drain),
+            Ok(()) = self.identity.changed() => Due::Move(Why::Renewed),
+            () = tokio::time::sleep_until(live.rotate) => Due::Move(Why::Old),
+            () = double, if live.again.is_none() => Due::Move(Why::Double),
+        };
+        live.again = None;
+        if let Due::Move(Why::Old) = due {
+            live.rotate = Instant::now() + jittered(self.set.config.rotate);
+        }
+        due
+    }
+
+    /// Lets an old carrier go: when other ways are known, its sessions are asked to move; when
+    /// they have, it ends. The relay ends it with its certificate at the latest.
+    fn let_go(&mut self, old: Live) {
+        let settle = self.set.config.settle;
         self.serving.spawn(async move {
-            let _held = held;
-            let control = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(control));
-            // A line's task is not bound to the carrier's: its stream tells it when the carrier is gone.
-            while let Some(stream) = incoming.next().await {
-                tokio::spawn(lines::take(agent.clone(), stream));
-            }
-            drop(control);
-        });
-        carrier
-    }
-
-    /// Waits until the carrier needs a successor, renewing the certificate on the way.
-    async fn until_due(
-        &mut self,
-        carrier: &Carrier,
-        mut drain: watch::Receiver<Option<Drain>>,
-    ) -> Due {
-        let rotate = Instant::now() + jittered(self.config.timing.rotate);
-        let mut renew = Instant::now() + until(self.agent.identity().renew_at());
-        let shutdown = self.agent.shutdown.clone();
-        loop {
+            let Live { carrier, leave, .. } = old;
             tokio::select! {
-                reason = carrier.closed() => {
-                    if let Some(silent) = self.said.say("lost", Instant::now()) {
-                        tracing::warn!(%reason, silent, "the carrier to the relay was lost");
-                    }
-                    return Due::Lost;
-                }
-                () = tokio::time::sleep_until(rotate) => return Due::Replace,
-                () = tokio::time::sleep_until(renew) => {
-                    if self.renew(carrier).await {
-                        return Due::Replace;
-                    }
-                    renew = Instant::now() + jittered(self.config.timing.renew_retry);
-                }
-                Ok(()) = drain.changed() => {
-                    let Some(asked) = drain.borrow_and_update().clone() else { continue };
-                    let spread = Duration::from_millis(asked.spread_ms).min(self.config.timing.backoff.max_asked);
-                    let delay = Duration::from_millis(asked.delay_ms).min(self.config.timing.backoff.max_asked);
-                    let wait = delay + spread.mul_f64(rand::rng().random::<f64>());
-                    tracing::info!(reason = asked.reason, ?wait, "the relay drains; moving to another");
-                    tokio::select! {
-                        () = tokio::time::sleep(wait) => {}
-                        _ = carrier.closed() => {}
-                        () = shutdown.requested() => return Due::Stop,
-                    }
-                    return Due::Replace;
-                }
-                () = shutdown.requested() => return Due::Stop,
+                _ = carrier.closed() => return,
+                () = tokio::time::sleep(settle) => {}
             }
-        }
+            leave.trigger();
+            // The control stream stays to the end.
+            while carrier.streams() > 1 {
+                tokio::select! {
+                    _ = carrier.closed() => return,
+                    () = tokio::time::sleep(Duration::from_millis(200)) => {}
+                }
+            }
+            // A stream that the relay has just opened is answered before.
+            tokio::time::sleep(settle).await;
+            carrier.close(CloseCode::Normal, "replaced by another carrier");
+        });
     }
 
-    async fn renew(&mut self, carrier: &Carrier) -> bool {
-        match renewal::renew(&self.agent, carrier, &self.config.state_dir).await {
-            Ok(not_after) => {
-                let days = until(not_after).as_secs() / 86_400;
-                tracing::info!(days, "the agent's certificate was renewed");
-                true
-            }
-            Err(error) => {
-                let hours = until(self.agent.identity().not_after()).as_secs() / 3600;
-                tracing::warn!(%error, hours, "the agent's certificate could not be renewed yet");
-                false
-            }
-        }
-    }
-
-    fn failed(&mut self, error: &Failure) {
-        let kind = error.kind();
-        self.agent
-            .gateway
-            .metrics()
-            .connect_failures
-            .with_label_values(&[kind])
-            .inc();
-        if let Failure::Dial(error) = error
-            && let Some(after) = error.retry_after()
-        {
+    fn failed(&mut self, failure: &Failure) {
+        let kind = failure.kind();
+        let failures = &self.set.metrics.connect_failures;
+        failures.with_label_values(&[kind]).inc();
+        if let Some(after) = failure.retry_after() {
             self.backoff.honour(after);
         }
         if let Some(silent) = self.said.say(kind, Instant::now()) {
-            tracing::warn!(%error, silent, relay = %self.config.relay, "cannot connect to the relay; trying on");
+            tracing::warn!(error = %failure, silent, "cannot connect to the relay; trying on");
         }
-        // Somebody may have enrolled this state directory anew.
-        if matches!(
-            error,
-            Failure::Dial(DialError::Unauthenticated | DialError::CertificateExpired { .. })
-        ) && let Ok((identity, _)) = state::identity(&self.config.state_dir)
-            && identity.id() == self.agent.identity().id()
-            && identity.serial() != self.agent.identity().serial()
-            && self.agent.replace(identity).is_ok()
-        {
-            tracing::info!("the state directory holds a new identity");
-        }
+        self.set.owner.failed(failure);
     }
 }
 
-impl Left {
-    /// Tells the relay that this agent goes away, and waits until it has been said.
-    pub(crate) async fn close(mut self) {
-        if let Some(carrier) = &self.current {
-            carrier.close(CloseCode::GoingAway, "the agent stops");
-            let _ = tokio::time::timeout(Duration::from_secs(2), carrier.closed()).await;
-        }
-        self.serving.shutdown().await;
-    }
-}
-
-/// Why there is no connection.
-#[derive(Debug, thiserror::Error)]
-enum Failure {
-    #[error(transparent)]
-    Dial(#[from] DialError),
-    /// A CA file that cannot be read, and the like.
-    #[error(transparent)]
-    Own(#[from] throwline_certs::Error),
-    #[error(transparent)]
-    State(#[from] Error),
-}
-
-impl Failure {
-    /// For the log's memory and the metric's label.
-    fn kind(&self) -> &'static str {
-        match self {
-            Self::Own(_) | Self::State(_) => "own-files",
-            Self::Dial(error) => match error {
-                DialError::BadUrl { .. } => "bad-url",
-                DialError::Resolve { .. } => "resolve",
-                DialError::Connect { .. } => "connect",
-                DialError::Tls { .. } => "tls",
-                DialError::UnknownIssuer { .. } => "unknown-issuer",
-                DialError::ServerCertificateExpired { .. } => "server-certificate-expired",
-                DialError::WrongHost { .. } => "wrong-host",
-                DialError::Http { .. } => "http",
-                DialError::NotARelay { .. } => "not-a-relay",
-                DialError::Unauthenticated => "unauthenticated",
-                DialError::ClockSkew { .. } => "clock-skew",
-                DialError::CertificateExpired { .. } => "certificate-expired",
-                DialError::Version { .. } => "version",
-                DialError::Refused(_) => "refused",
-                DialError::Timeout { .. } => "timeout",
-                _ => "other",
-            },
-        }
-    }
-}
-
-fn prover(identity: &Arc<Identity>) -> Prover {
-    let (asserting, signing) = (identity.clone(), identity.clone());
-    Prover {
-        assertion: Box::new(move |claims| Ok(jws::sign(&asserting, claims)?)),
-        sign: Box::new(move |message| Ok(signing.sign(message)?)),
-        sha256,
-        id: identity.id().to_string(),
-    }
-}
-
-/// The control stream: our status whenever it changes, the relay's wishes as they come.
-async fn control(
-    carrier: Carrier,
-    mut status: watch::Receiver<AgentStatus>,
-    drain: watch::Sender<Option<Drain>>,
+async fn take_streams(
+    set: Arc<Set>,
+    mut incoming: Incoming,
+    leaving: Shutdown,
+    control: impl Future<Output = ()> + Send + 'static,
 ) {
-    let header = StreamHeader {
-        kind: Some(StreamKind::Control(Control::default())),
-    };
-    let stream = match carrier.open(header).await {
-        Ok((stream, _)) => stream,
-        Err(error) => return tracing::warn!(%error, "the relay took no control stream"),
-    };
-    let (mut read, mut write) = tokio::io::split(stream);
-    let sending = async {
-        loop {
-            let now = status.borrow_and_update().clone();
-            // Nothing is known before the first answer of the API server.
-            if now != AgentStatus::default() {
-                let told = ControlMessage {
-                    kind: Some(ControlKind::AgentStatus(now)),
-                };
-                message::write(&mut write, &told, CONTROL_CAP).await?;
-            }
-            if status.changed().await.is_err() {
-                return std::future::pending().await;
-            }
-        }
-    };
-    let receiving = async {
-        loop {
-            let told: ControlMessage = message::read(&mut read, CONTROL_CAP).await?;
-            // Kinds of a later version are not for us.
-            if let Some(ControlKind::Drain(asked)) = told.kind {
-                let _ = drain.send(Some(asked));
-            }
-        }
-    };
-    let ended: std::io::Result<()> = tokio::select! {
-        ended = sending => ended,
-        ended = receiving => ended,
-    };
-    if let Err(error) = ended {
-        tracing::debug!(%error, "the control stream has ended");
+    let _held = Held::new(&set.metrics.carriers);
+    let _control = AbortOnDropHandle::new(tokio::spawn(control));
+    while let Some(stream) = incoming.next().await {
+        set.owner.take(stream, &leaving);
     }
-    // The drain's sender lives as long as the carrier, so that its receiver never sees an end.
-    carrier.closed().await;
 }
 
-/// Lets an old carrier go once its lines have ended; the relay ends it with its certificate at the latest.
-async fn let_go(carrier: Carrier) {
-    // The control stream stays to the end.
-    while carrier.streams() > 1 {
-        tokio::select! {
-            _ = carrier.closed() => return,
-            () = tokio::time::sleep(Duration::from_secs(1)) => {}
+/// Ends when the relay has asked to move and the time that it gave is over; tells the set how
+/// many relays there are on the way.
+async fn drained(mut told: watch::Receiver<Told>, set: Arc<Set>, most: Duration) {
+    let mut relays = None;
+    let Drain {
+        delay_ms,
+        spread_ms,
+        reason,
+    } = loop {
+        let now = told.borrow_and_update().clone();
+        if let Some(drain) = now.drain {
+            break drain;
         }
-    }
-    // A stream that the relay has just opened is answered before.
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    carrier.close(CloseCode::Normal, "replaced by a newer carrier");
+        if let Some(count) = now.relays
+            && relays.replace(count) != Some(count)
+        {
+            set.told(count);
+        }
+        if told.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+    };
+    let delay = Duration::from_millis(delay_ms).min(most);
+    let wait = delay + part_of(Duration::from_millis(spread_ms).min(most));
+    tracing::info!(reason, ?wait, "the relay drains; moving to another");
+    tokio::time::sleep(wait).await;
 }
 
-fn until(at: SystemTime) -> Duration {
-    at.duration_since(SystemTime::now()).unwrap_or_default()
+fn part_of(spread: Duration) -> Duration {
+    spread.mul_f64(rand::rng().random::<f64>())
 }
 
 fn jittered(interval: Duration) -> Duration {

@@ -43,5 +43,6 @@ pub(super) async fn run(args: args::Agent) -> anyhow::Result<()> {
         file => Audit::File(PathBuf::from(file)),
     };
     config.audit_required = args.audit_required;
+    config.timing.carriers.count = usize::from(args.carriers);
     until_second_signal(second, throwline_agent::run(config, admin, shutdown)).await
 }

@@ -69,9 +69,11 @@ pub(super) async fn run(args: args::Relay) -> anyhow::Result<()> {
     let mut config = Config::new(args.public_url, tls);
     config.timing.carrier.ping_interval = args.ping_interval;
     config.timing.drain_timeout = args.drain_timeout;
+    config.timing.drain_spread = args.drain_spread;
     let limits = &mut config.limits;
     limits.carriers = args.max_carriers.unwrap_or(limits.carriers);
     limits.half_open = args.max_half_open.unwrap_or(limits.half_open);
+    limits.handshakes_per_second = args.max_handshakes.unwrap_or(limits.handshakes_per_second);
     limits.lines_per_user = args.max_lines_per_user.unwrap_or(limits.lines_per_user);
 
     config.instance = args.instance.unwrap_or(config.instance);

@@ -58,8 +58,9 @@ struct Inner {
     epoch: AtomicU64,
     /// Somebody waits for a carrier.
     demand: Notify,
-    /// The carrier is to be replaced, for instance because the identity was.
-    replace: Notify,
+    /// The carrier of this epoch, and any before it, is to be replaced: the identity was, or its
+    /// relay takes no new lines.
+    replace: watch::Sender<u64>,
     last_use: Mutex<Option<Instant>>,
 }
 
@@ -88,7 +89,7 @@ impl Link {
             state: watch::Sender::new(State::Down { last: None }),
             epoch: AtomicU64::new(0),
             demand: Notify::new(),
-            replace: Notify::new(),
+            replace: watch::Sender::new(0),
             last_use: Mutex::default(),
         }))
     }
@@ -146,7 +147,13 @@ impl Link {
     pub(crate) fn set_credentials(&self, credentials: Credentials) {
         let slot = &self.0.credentials;
         *slot.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(credentials);
-        self.0.replace.notify_one();
+        self.replace(self.0.epoch.load(Ordering::Acquire));
+    }
+
+    fn replace(&self, epoch: u64) {
+        self.0
+            .replace
+            .send_modify(|asked| *asked = epoch.max(*asked));
     }
 
     pub(crate) fn store(&self) -> &Store {
@@ -180,12 +187,16 @@ impl Link {
                 Ok((stream, _reply)) => break ((stream, line_id), epoch),
                 Err(error) => error,
             };
-            // A relay that goes away is no reason for a request to fail: the next one is dialled.
+            // A relay that goes away is no reason for a request to fail: the next one is dialled,
+            // at once, for the time that it gave everybody to move is not for whoever has work.
             let moving = match &error {
                 OpenError::CarrierLost(_) => true,
                 OpenError::Refused(refusal) => refusal.code() == RefusalCode::Draining,
                 _ => false,
             };
+            if moving {
+                self.replace(epoch);
+            }
             if !moving || Instant::now() >= deadline {
                 return Err(open_error(cluster, error));
             }

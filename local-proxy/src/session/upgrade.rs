@@ -1,8 +1,8 @@
 //! The upgrade session: HTTP/1.1 on a sealed session of its own, for exactly one request.
 
 use super::Shared;
-use crate::{error::Failure, metrics::Held};
-use hyper::{body::Incoming, client::conn::http1};
+use crate::{body::Body, error::Failure, metrics::Held};
+use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use std::sync::Arc;
 use throwline_tunnel::proto::messages::LineKind;
@@ -12,7 +12,7 @@ const BUFFER: usize = 64 * 1024;
 
 /// A session that has carried nothing yet.
 pub(crate) struct UpgradeSession {
-    pub(crate) sender: http1::SendRequest<Incoming>,
+    pub(crate) sender: http1::SendRequest<Body>,
     epoch: u64,
     /// Counted as open until whoever holds this is done with the answer.
     pub(crate) held: Held,
@@ -23,7 +23,7 @@ impl UpgradeSession {
         let dialed = shared.dial.dial(cluster, LineKind::Upgrade).await?;
         let (sender, connection) = http1::Builder::new()
             .max_buf_size(BUFFER)
-            .handshake::<_, Incoming>(TokioIo::new(dialed.io))
+            .handshake::<_, Body>(TokioIo::new(dialed.io))
             .await
             .map_err(|error| Failure::Lost {
                 cluster: cluster.to_owned(),

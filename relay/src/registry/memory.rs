@@ -3,15 +3,25 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::table::{Found, Table};
 use super::{Membership, Presence, Registry, Route, Tunnel};
 
 /// All tunnels in this process.
-#[derive(Default)]
 pub struct Memory {
     table: Arc<Mutex<Table<Arc<Tunnel>>>>,
+    relays: watch::Sender<u32>,
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Self {
+            table: Arc::default(),
+            relays: watch::Sender::new(1),
+        }
+    }
 }
 
 fn lock(table: &Mutex<Table<Arc<Tunnel>>>) -> MutexGuard<'_, Table<Arc<Tunnel>>> {
@@ -45,6 +55,14 @@ impl Registry for Memory {
             Found::GoneAt(at) => Presence::Gone(at.elapsed()),
             Found::Unseen => Presence::Unseen,
         }
+    }
+
+    fn relays(&self) -> watch::Receiver<u32> {
+        self.relays.subscribe()
+    }
+
+    async fn drain(&self) {
+        self.relays.send_replace(0);
     }
 
     async fn connected(&self, cluster: &str) {

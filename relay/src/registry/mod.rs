@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use throwline_tunnel::carrier::Carrier;
+use tokio::sync::watch;
 
 pub use memory::Memory;
 
@@ -142,8 +143,12 @@ pub trait Registry: Send + Sync + 'static {
     /// Returns when the cluster has a tunnel, at once if it has one now.
     async fn connected(&self, cluster: &str);
 
-    /// Tells the other relays, if there are any, that this one takes no new lines.
-    async fn drain(&self) {}
+    /// This relay takes no new lines from now on; tells the others, if there are any.
+    async fn drain(&self);
+
+    /// How many relays of the set take lines, this one among them, as it changes; 0 until that is
+    /// known.
+    fn relays(&self) -> watch::Receiver<u32>;
 
     /// What the other relays are known to be; none where there is no way to know any.
     async fn peers(&self) -> Vec<PeerRelay> {

@@ -14,7 +14,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use throwline_certs::Database;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -73,6 +73,8 @@ pub(super) struct Shared {
     config: Config,
     epoch: notice::Epoch,
     state: Mutex<State>,
+    /// See [`Registry::relays`].
+    relays: watch::Sender<u32>,
     /// Something is owed.
     work: Notify,
 }
@@ -95,7 +97,23 @@ impl Shared {
         let mut state = self.lock();
         state.up = true;
         state.last_round = now;
-        state.remotes.beats(beats, now)
+        let round = state.remotes.beats(beats, now);
+        self.count_relays(&state);
+        round
+    }
+
+    fn hear(&self, notice: notice::Notice) -> bool {
+        let mut state = self.lock();
+        let must_read = state.remotes.hear(notice, Instant::now());
+        self.count_relays(&state);
+        must_read
+    }
+
+    fn count_relays(&self, state: &State) {
+        let count = state.remotes.taking_lines() + usize::from(!state.ledger.is_draining());
+        let count = u32::try_from(count).unwrap_or(u32::MAX);
+        self.relays
+            .send_if_modified(|known| std::mem::replace(known, count) != count);
     }
 
     /// Whether it was there before.
@@ -142,6 +160,7 @@ impl Postgres {
                 up: false,
                 last_round: Instant::now(),
             }),
+            relays: watch::Sender::new(0),
             work: Notify::new(),
             database,
             config,
@@ -250,8 +269,18 @@ impl Registry for Postgres {
         }
     }
 
+    fn relays(&self) -> watch::Receiver<u32> {
+        self.shared.relays.subscribe()
+    }
+
     async fn drain(&self) {
-        self.shared.lock().ledger.drain();
+        {
+            let mut state = self.shared.lock();
+            state.ledger.drain();
+            if state.up {
+                self.shared.count_relays(&state);
+            }
+        }
         self.shared.work.notify_one();
     }
 

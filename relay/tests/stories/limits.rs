@@ -1,8 +1,9 @@
 //! Every limit refuses with its own code, is counted, and gives back what was held.
 
+use throwline_relay::Tls;
 use throwline_tunnel::carrier::{DialError, OpenError, dial};
 use throwline_tunnel::proto::messages::{Refusal, RefusalCode};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::harness::{Setup, World, line, open, refused};
 use crate::raw;
@@ -176,5 +177,92 @@ async fn one_address_sheds_its_own_half_open_connections() {
         .until_metric("throwline_relay_half_open", |n| n == 3.0)
         .await;
     drop(silent);
+    world.end().await;
+}
+
+#[tokio::test]
+async fn lines_in_all_are_limited() {
+    let world = World::configured(|config| config.limits.lines = 1).await;
+    let prod = world.agent(&world.cluster("prod").await).await;
+    let anna = world.proxy(&world.user("anna").await).await;
+    let ben = world.proxy(&world.user("ben").await).await;
+    let one = line(&anna, "prod").await;
+    assert_limit(&refused(&ben, open("prod")).await);
+    assert_eq!(
+        world.metric(r#"throwline_relay_limited_total{limit="lines"}"#),
+        1.0
+    );
+    assert_eq!(
+        world.metric(r#"throwline_relay_limits{limit="lines"}"#),
+        1.0
+    );
+    drop((one, anna, ben, prod));
+    world.end().await;
+}
+
+#[tokio::test]
+async fn more_handshakes_than_the_rate_wait_or_are_told_when_to_come() {
+    let world = World::with(Setup {
+        tls: Some(Tls::Plaintext),
+        configure: Box::new(|config| config.limits.handshakes_per_second = 1),
+        ..Setup::default()
+    })
+    .await;
+    let anna = world.user("anna").await;
+    let dials: Vec<_> = (0..8)
+        .map(|_| {
+            let dialling = world.dial_config(&anna);
+            tokio::spawn(async move { dial(&dialling).await })
+        })
+        .collect();
+    let mut waits = Vec::new();
+    let mut carriers = Vec::new();
+    for dialled in dials {
+        match dialled.await.unwrap() {
+            Ok(connection) => carriers.push(connection),
+            Err(error @ DialError::Http { status: 503, .. }) => {
+                waits.push(error.retry_after().unwrap());
+            }
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+    // One second's worth at once, two seconds' worth after a wait; the last is sent away.
+    assert!(carriers.len() >= 2, "{} got in", carriers.len());
+    assert!(!waits.is_empty(), "nobody was sent away");
+    waits.sort_unstable();
+    let moments = waits.len();
+    waits.dedup();
+    assert_eq!(waits.len(), moments, "two were told the same moment");
+    assert!(world.metric(r#"throwline_relay_limited_total{limit="handshakes"}"#) >= 1.0);
+    // A health check is answered all the same.
+    assert_eq!(raw::get(world.address, "/v1/ping").await.status, 200);
+    drop(carriers);
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_budget_that_is_used_up_slows_a_line_and_loses_nothing() {
+    let world = World::configured(|config| config.limits.buffered_bytes_per_user = 0).await;
+    let prod = world.agent(&world.cluster("prod").await).await;
+    let anna = world.proxy(&world.user("anna").await).await;
+    let mut echoed = line(&anna, "prod").await;
+    let bytes: Vec<u8> = (0..300_000u32).map(|n| (n % 251) as u8).collect();
+    let mut got = vec![0; bytes.len()];
+    let (mut read, mut write) = tokio::io::split(&mut echoed);
+    let sent = async {
+        write.write_all(&bytes).await.unwrap();
+        write.flush().await.unwrap();
+    };
+    let (_, all) = tokio::join!(sent, read.read_exact(&mut got));
+    all.unwrap();
+    assert!(got == bytes);
+    drop(echoed);
+    world
+        .until_metric(
+            r#"throwline_relay_limited_total{limit="buffers-per-user"}"#,
+            |n| n > 0.0,
+        )
+        .await;
+    drop((anna, prod));
     world.end().await;
 }

@@ -65,6 +65,14 @@ impl Registry for Told {
     async fn connected(&self, cluster: &str) {
         self.own.connected(cluster).await;
     }
+
+    async fn drain(&self) {
+        self.own.drain().await;
+    }
+
+    fn relays(&self) -> tokio::sync::watch::Receiver<u32> {
+        self.own.relays()
+    }
 }
 
 struct Member {
@@ -188,7 +196,9 @@ async fn another_relay_at_that_address_gets_no_line() {
     let proxy = one.world.proxy(&one.world.user("anna").await).await;
     let refusal = refused(&proxy, open("prod")).await;
     assert_eq!(refusal.code(), RefusalCode::Offline, "{refusal}");
-    assert_eq!(one.world.metric("throwline_relay_peer_failures_total"), 1.0);
+    // The agent may be on its way for 5 s, and a relay that failed is left alone for 3 s.
+    let failures = one.world.metric("throwline_relay_peer_failures_total");
+    assert!((1.0..=2.0).contains(&failures), "{failures}");
 }
 
 #[tokio::test]

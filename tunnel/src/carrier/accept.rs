@@ -8,7 +8,7 @@ use tokio_util::compat::FuturesAsyncReadCompatExt as _;
 
 use crate::message;
 use crate::mux::{self, Side};
-use crate::proto::close::CloseCode;
+use crate::proto::close::{CloseCode, CloseReason, ClosedBy};
 use crate::proto::messages::{
     Challenge, HandshakeReply, Proof, Refusal, RefusalCode, Verdict, Welcome,
 };
@@ -17,13 +17,15 @@ use crate::proto::{VERSION, VERSION_MIN};
 use crate::ws::{self, WsDriver, WsIo};
 
 use super::handle::start;
-use super::{AcceptError, Connection, Timing};
+use super::{AcceptError, Connection, RelayName, Timing};
 
 /// How a relay takes a carrier on.
 #[derive(Clone, Debug)]
 pub struct AcceptConfig {
-    /// This relay's name, for logs at the other end.
+    /// This relay's name, by which a dialer knows whether it is at another relay already.
     pub instance: String,
+    /// Relays of the set that take lines, this one among them; 0: not told.
+    pub relays: u32,
     /// `ping_interval` is also asked of the dialer.
     pub timing: Timing,
     pub ws: ws::Config,
@@ -36,6 +38,7 @@ impl AcceptConfig {
     pub fn new(instance: impl Into<String>) -> Self {
         Self {
             instance: instance.into(),
+            relays: 0,
             timing: Timing::default(),
             ws: ws::Config::relay(),
             mux: mux::Config::default(),
@@ -64,6 +67,10 @@ where
     let shaken = handshake(&mut io, &driver, &config, verify);
     let failed = match tokio::time::timeout(within, shaken).await {
         Ok(Ok((welcome, proof))) => {
+            let relay = RelayName {
+                instance: config.instance,
+                relays: config.relays,
+            };
             let id = welcome.carrier_id.clone();
             let (carrier, incoming) =
                 start(io, driver, id, Side::Acceptor, &config.mux, &config.timing);
@@ -71,8 +78,22 @@ where
                 carrier,
                 incoming,
                 welcome,
+                relay,
             };
             return Ok((connection, proof));
+        }
+        // By a goodbye, not by a cut.
+        Ok(Err(AcceptError::Lost(_)))
+            if matches!(
+                driver.ended(),
+                Some(CloseReason {
+                    by: ClosedBy::Peer,
+                    code: CloseCode::Normal,
+                    ..
+                })
+            ) =>
+        {
+            AcceptError::Declined
         }
         Ok(Err(error)) => error,
         Err(_) => AcceptError::Timeout(within),
@@ -99,6 +120,7 @@ where
         version_max: VERSION,
         nonce: nonce.to_vec(),
         relay_instance: config.instance.clone(),
+        relays: config.relays,
         time_unix_ms: unix_ms(),
     };
     message::write(&mut io, &challenge, HANDSHAKE_CAP)
@@ -151,6 +173,7 @@ fn goodbye(failed: &AcceptError) -> (CloseCode, String) {
     match failed {
         AcceptError::Timeout(_) => (CloseCode::Timeout, "no proof in time".to_owned()),
         AcceptError::Protocol(_) => (CloseCode::Protocol, "malformed handshake".to_owned()),
+        AcceptError::Declined => (CloseCode::Normal, String::new()),
         AcceptError::Lost(_) => (CloseCode::Protocol, "handshake ended early".to_owned()),
         AcceptError::Refused(refusal) => {
             let code = match refusal.code() {

@@ -21,7 +21,7 @@ use crate::ws::{self, WsDriver, WsIo};
 
 use super::handle::start;
 use super::socket::Socket;
-use super::{Connection, DialConfig, DialError, connect, upgrade};
+use super::{Connection, DialConfig, DialError, RelayName, connect, upgrade};
 
 /// Dials the relay: resolves its name anew, tries all its addresses, upgrades, proves who we are.
 pub async fn dial(config: &DialConfig) -> Result<Connection, DialError> {
@@ -71,14 +71,15 @@ where
     let within = config.timing.handshake;
     let proven = prove(&mut io, &driver, config, aud, assertion);
     match timely(within, "proving this identity", proven).await {
-        Ok(welcome) => Ok(begin(io, driver, config, welcome)),
+        Ok((welcome, relay)) => Ok(begin(io, driver, config, welcome, relay)),
         Err(error) => {
-            let code = match &error {
-                DialError::Version { .. } => CloseCode::Version,
-                DialError::Protocol(_) => CloseCode::Protocol,
-                _ => CloseCode::Normal,
+            let (code, reason) = match &error {
+                DialError::Version { .. } => (CloseCode::Version, ""),
+                DialError::Protocol(_) => (CloseCode::Protocol, ""),
+                DialError::Unwanted(_) => (CloseCode::Normal, "another relay is wanted"),
+                _ => (CloseCode::Normal, ""),
             };
-            driver.close(code, "", config.timing.close).await;
+            driver.close(code, reason, config.timing.close).await;
             Err(error)
         }
     }
@@ -190,7 +191,7 @@ async fn prove<T>(
     config: &DialConfig,
     aud: &str,
     assertion: &str,
-) -> Result<Welcome, DialError>
+) -> Result<(Welcome, RelayName), DialError>
 where
     T: AsyncRead + AsyncWrite + Unpin,
 {
@@ -200,6 +201,10 @@ where
     let version = common_version(&challenge)?;
     if challenge.nonce.len() != 32 {
         return Err(DialError::Protocol("its nonce is not 32 bytes".to_owned()));
+    }
+    let relay = RelayName::of(&challenge);
+    if is_unwanted(&relay, &config.avoid) {
+        return Err(DialError::Unwanted(relay.instance));
     }
     let nonce: [u8; 32] = rand::random();
     let hash = (config.prover.sha256)(assertion.as_bytes());
@@ -218,7 +223,7 @@ where
     driver.flush().await.map_err(lost)?;
     let reply: HandshakeReply = message::read(&mut io, HANDSHAKE_CAP).await.map_err(lost)?;
     match reply.verdict {
-        Some(Verdict::Welcome(welcome)) => Ok(welcome),
+        Some(Verdict::Welcome(welcome)) => Ok((welcome, relay)),
         Some(Verdict::Refused(refusal)) => Err(match refusal.code() {
             RefusalCode::Version => DialError::Version {
                 ours: format!("{VERSION_MIN} to {VERSION}"),
@@ -231,6 +236,12 @@ where
             "it neither welcomed nor refused".to_owned(),
         )),
     }
+}
+
+fn is_unwanted(relay: &RelayName, avoid: &[String]) -> bool {
+    let others = usize::try_from(relay.relays).unwrap_or(usize::MAX);
+    // Of a set that is no larger than what is avoided, there is no better one to be had.
+    avoid.contains(&relay.instance) && (others == 0 || others > avoid.len())
 }
 
 fn common_version(challenge: &Challenge) -> Result<u32, DialError> {
@@ -263,7 +274,13 @@ fn shut(ended: Option<CloseReason>, error: io::Error) -> DialError {
     }
 }
 
-fn begin<T>(io: WsIo<T>, driver: WsDriver<T>, config: &DialConfig, welcome: Welcome) -> Connection
+fn begin<T>(
+    io: WsIo<T>,
+    driver: WsDriver<T>,
+    config: &DialConfig,
+    welcome: Welcome,
+    relay: RelayName,
+) -> Connection
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -286,6 +303,7 @@ where
         carrier,
         incoming,
         welcome,
+        relay,
     }
 }
 

@@ -76,6 +76,9 @@ pub enum DialError {
     Protocol(String),
     #[error("the connection was lost during the handshake: {0}")]
     Lost(#[source] io::Error),
+    /// By [`super::DialConfig::avoid`].
+    #[error("the relay that answered, {0}, is one that we are connected to already")]
+    Unwanted(String),
 }
 
 impl DialError {
@@ -142,6 +145,9 @@ pub enum AcceptError {
     Protocol(#[from] WireError),
     #[error("the connection was lost during the handshake: {0}")]
     Lost(#[source] io::Error),
+    /// It has seen which relay this is and wants another; see [`super::DialConfig::avoid`].
+    #[error("the dialer wants another relay")]
+    Declined,
 }
 
 /// Why a stream could not be opened.

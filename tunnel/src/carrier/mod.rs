@@ -18,7 +18,7 @@ use std::time::Duration;
 use url::Url;
 
 use crate::proto::assertion::Claims;
-use crate::proto::messages::{Role, Welcome};
+use crate::proto::messages::{Challenge, Role, Welcome};
 use crate::{mux, ws};
 
 pub use accept::{AcceptConfig, accept};
@@ -35,6 +35,37 @@ pub struct Connection {
     pub incoming: Incoming,
     /// What the relay granted. On the accepting side: what was sent.
     pub welcome: Welcome,
+    /// The relay that has accepted. On the accepting side: ourselves.
+    pub relay: RelayName,
+}
+
+/// What a relay says of itself before it is shown who dials.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RelayName {
+    /// Its own among the relays of its set; at most [`RelayName::MAX`] bytes, of letters, digits,
+    /// `-`, `.` and `_`. Empty where it says none, or one that is none.
+    pub instance: String,
+    /// Relays of the set that take lines, itself among them; 0: it does not say.
+    pub relays: u32,
+}
+
+impl RelayName {
+    /// As many as a DNS label has; a relay's certificate allows no more.
+    pub const MAX: usize = 63;
+
+    pub(crate) fn of(challenge: &Challenge) -> Self {
+        let instance = &challenge.relay_instance;
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+        let is_name = instance.len() <= Self::MAX && instance.bytes().all(plain);
+        Self {
+            instance: if is_name {
+                instance.clone()
+            } else {
+                String::new()
+            },
+            relays: challenge.relays,
+        }
+    }
 }
 
 /// The clocks of a carrier.
@@ -124,6 +155,9 @@ pub struct DialConfig {
     pub instance: String,
     /// Name and version, for people at the other end.
     pub software: String,
+    /// Relays, by instance, that are not wanted: the dial ends with [`DialError::Unwanted`] before
+    /// it proves anything. Where a relay says that its set has no other, it is taken all the same.
+    pub avoid: Vec<String>,
     pub timing: Timing,
     pub ws: ws::Config,
     pub mux: mux::Config,
@@ -146,6 +180,7 @@ impl DialConfig {
             role,
             instance: instance.into(),
             software: concat!("throwline/", env!("CARGO_PKG_VERSION")).to_owned(),
+            avoid: Vec::new(),
             timing: Timing::default(),
             ws: ws::Config::edge(),
             mux: mux::Config::default(),

@@ -17,6 +17,9 @@ pub struct Challenge {
     pub relay_instance: String,
     #[prost(uint64, tag = "5")]
     pub time_unix_ms: u64,
+    /// Relays of the set that this one knows to take lines, itself among them; 0: it does not say.
+    #[prost(uint32, tag = "6")]
+    pub relays: u32,
 }
 
 /// Dialer → relay: the signature over [`super::challenge::transcript`].
@@ -256,7 +259,7 @@ impl StreamReply {
 
 #[derive(Clone, PartialEq, Eq, Hash, Message)]
 pub struct ControlMessage {
-    #[prost(oneof = "ControlKind", tags = "1, 2")]
+    #[prost(oneof = "ControlKind", tags = "1, 2, 3")]
     pub kind: Option<ControlKind>,
 }
 
@@ -266,6 +269,8 @@ pub enum ControlKind {
     AgentStatus(AgentStatus),
     #[prost(message, tag = "2")]
     Drain(Drain),
+    #[prost(message, tag = "3")]
+    RelaySet(RelaySet),
 }
 
 impl From<ControlKind> for ControlMessage {
@@ -295,6 +300,13 @@ pub struct Drain {
     pub spread_ms: u64,
     #[prost(string, tag = "3")]
     pub reason: String,
+}
+
+/// Relay → agent, when it changes: the same number as in [`Challenge`].
+#[derive(Clone, PartialEq, Eq, Hash, Message)]
+pub struct RelaySet {
+    #[prost(uint32, tag = "1")]
+    pub relays: u32,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, Message)]

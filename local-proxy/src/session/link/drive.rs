@@ -16,6 +16,7 @@ use throwline_tunnel::{
         wire::CONTROL_CAP,
     },
 };
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -109,6 +110,7 @@ impl Link {
             epoch,
         });
 
+        let mut replace = self.0.replace.subscribe();
         let drain = listen(carrier.clone());
         let rotate = sleep(self.rotate_after());
         tokio::pin!(drain, rotate);
@@ -142,7 +144,7 @@ impl Link {
                     continue;
                 }
                 () = &mut rotate, if !due => due = true,
-                () = self.0.replace.notified() => due = true,
+                () = is_asked(&mut replace, epoch), if !due => due = true,
                 _ = look.tick() => {
                     // The control stream is one; sessions that are kept count as use.
                     if !self.is_used() && carrier.streams() <= 1 {
@@ -173,6 +175,7 @@ impl Link {
                     if std::mem::take(&mut leaving) {
                         self.0.epoch.fetch_add(1, Ordering::AcqRel);
                     }
+                    look.reset_after(EAGER);
                 }
             }
         }
@@ -185,6 +188,13 @@ impl Link {
             .unwrap_or_default();
         let age = ROTATE.mul_f64(rand::rng().random_range(0.8..1.2));
         age.min(left.mul_f64(0.8)).max(EAGER)
+    }
+}
+
+/// Ends when the carrier of this epoch is to be replaced.
+async fn is_asked(replace: &mut watch::Receiver<u64>, epoch: u64) {
+    if replace.wait_for(|asked| *asked >= epoch).await.is_err() {
+        std::future::pending().await
     }
 }
 
@@ -209,7 +219,8 @@ async fn listen(carrier: Carrier) -> Option<Duration> {
                 let delay = Duration::from_millis(delay_ms).min(MAX_DRAIN);
                 return Some(delay + spread.mul_f64(rand::rng().random::<f64>()));
             }
-            Some(ControlKind::AgentStatus(_)) | None => {}
+            // Which relay it is and how many there are matters to agents only.
+            Some(ControlKind::AgentStatus(_) | ControlKind::RelaySet(_)) | None => {}
         }
     }
 }

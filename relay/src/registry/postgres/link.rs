@@ -94,7 +94,7 @@ async fn serve(shared: &Shared, stop: &CancellationToken) -> Result<(), Lost> {
                     continue;
                 };
                 let about = (notice.relay().0.to_owned(), notice.relay().1);
-                let must_read = shared.lock().remotes.hear(notice, Instant::now());
+                let must_read = shared.hear(notice);
                 if must_read {
                     let connection = listener.acquire().await?;
                     round(shared, &mut *connection).await?;

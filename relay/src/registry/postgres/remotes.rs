@@ -240,6 +240,11 @@ impl Remotes {
         self.relays.iter().map(peer).collect()
     }
 
+    /// How many relays are known that do not drain.
+    pub(super) fn taking_lines(&self) -> usize {
+        self.relays.values().filter(|relay| !relay.draining).count()
+    }
+
     /// Relays and tunnels known.
     pub(super) fn counts(&self) -> (usize, usize) {
         (self.relays.len(), self.count)
