@@ -10,6 +10,7 @@
 
 pub mod backend;
 pub mod client;
+pub mod fleet;
 pub mod forwarder;
 pub mod hostile;
 pub mod kubectl;

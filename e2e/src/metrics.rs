@@ -8,10 +8,21 @@ use tokio::net::TcpStream;
 
 /// One GET over plain HTTP/1.1: the status and the body.
 pub async fn get(address: SocketAddr, path: &str) -> Result<(u16, String)> {
+    ask("GET", address, path).await
+}
+
+/// One POST without a body.
+pub async fn post(address: SocketAddr, path: &str) -> Result<(u16, String)> {
+    ask("POST", address, path).await
+}
+
+async fn ask(method: &str, address: SocketAddr, path: &str) -> Result<(u16, String)> {
     let mut stream = TcpStream::connect(address)
         .await
         .with_context(|| format!("{address}"))?;
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    );
     stream.write_all(request.as_bytes()).await?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).await?;

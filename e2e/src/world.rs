@@ -85,7 +85,9 @@ impl Relay {
         ]);
         all.extend(["--admin-listen".into(), admin.to_string()]);
         // Five minutes by default, for lines that end by themselves; here nothing is worth that.
-        all.extend(["--drain-timeout".into(), "5s".into()]);
+        if !arguments.contains(&"--drain-timeout") {
+            all.extend(["--drain-timeout".into(), "5s".into()]);
+        }
         if arguments.contains(&"--database") {
             // Several relays share this machine.
             all.extend(["--peer-listen".into(), "127.0.0.1:0".into()]);

@@ -256,7 +256,7 @@ async fn relays_share(_: Arc<()>) -> Result<()> {
     .await?;
     // The same address now leads to the other relay: the identities are good there too.
     one.process.kill().await?;
-    let balancer = Forwarder::start(front, back).await?;
+    let balancer = Forwarder::start(front, &[back]).await?;
     eventually(
         PATIENCE,
         "the agent is accepted by the other relay",
@@ -292,7 +292,7 @@ async fn an_outage(_: Arc<()>) -> Result<()> {
     let kubeconfig = no_cluster(dir.path())?;
     // Stands for the database's name: behind it, the address changes.
     let name = free_address()?;
-    let forwarder = Forwarder::start(name, server.address()).await?;
+    let forwarder = Forwarder::start(name, &[server.address()]).await?;
     let url = postgres::url(ROLE, name);
     let relay = Relay::start(dir.path(), &["--database", &url, "--instance", "one"]).await?;
     let token = relay.token(&["--cluster", CLUSTER]).await?;
@@ -340,7 +340,7 @@ async fn an_outage(_: Arc<()>) -> Result<()> {
     let moved = free_address()?;
     server.start_at(moved).await?;
     drop(forwarder);
-    let forwarder = Forwarder::start(name, moved).await?;
+    let forwarder = Forwarder::start(name, &[moved]).await?;
     eventually(PATIENCE, "it is known again", || connected(&doubter, "one")).await?;
     eventually(PATIENCE, "the relay is back too", || async {
         let metrics = relay.metrics().await?;

@@ -70,10 +70,12 @@ async fn stage() -> Result<Set> {
         std::fs::copy(one.state.join(file), two_dir.join("relay-state").join(file))?;
     }
     let two = start("two", second, &two_dir).await?;
-    let front = Forwarder::start(front, first).await?;
+    let front = Forwarder::start(front, &[first]).await?;
 
     let token = one.token(&["--cluster", CLUSTER]).await?;
-    let agent = Agent::start(dir.path(), CLUSTER, &token, upstream.kubeconfig(), &[]).await?;
+    // At one relay only, so that lines must go from one to the other.
+    let alone = ["--carriers", "1"];
+    let agent = Agent::start(dir.path(), CLUSTER, &token, upstream.kubeconfig(), &alone).await?;
     eventually(PATIENCE, "the agent is at relay one", || async {
         let metrics = one.metrics().await?;
         ensure!(metrics.sum("throwline_relay_carriers", &["role=\"agent\""]) == 1.0);

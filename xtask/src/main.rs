@@ -22,6 +22,10 @@ Commands:
   fuzz [TARGET] [--fuzz-seconds N]
                             the fuzz targets on the kept corpus, two at once
   bench [ARGS]              the side-by-side measurements, optimised
+  soak [--agents N] [--proxies N] [--relays N]
+                            the stories of relays that are drained and killed under load,
+                            with 30 agents, 20 proxies and 3 relays if not told otherwise
+  storm [--agents N]        5,000 agents, or N, lose their relay at once and come to another
   help                      this text
 
 Environment:
@@ -66,6 +70,8 @@ fn dispatch() -> Result<ExitCode> {
         "e2e" => steps::e2e(&root, &arguments),
         "fuzz" => steps::fuzz(&root, &arguments, per_target),
         "bench" => steps::bench(&root, &arguments),
+        "soak" => steps::soak(&root, &arguments),
+        "storm" => steps::storm(&root, &arguments),
         "help" | "--help" | "-h" => {
             println!("{USAGE}");
             Ok(ExitCode::SUCCESS)

@@ -133,6 +133,61 @@ pub(crate) fn bench(root: &Path, arguments: &[String]) -> Result<ExitCode> {
             .args(["--package", "throwline-benches", "--"])
             .args(arguments),
     )?;
+    exit(good)
+}
+
+/// The size of a soak by its flags, as the stories' environment names it.
+const SOAK: [(&str, &str, &str); 3] = [
+    ("--relays", "THROWLINE_E2E_RELAYS", "3"),
+    ("--agents", "THROWLINE_E2E_AGENTS", "30"),
+    ("--proxies", "THROWLINE_E2E_PROXIES", "20"),
+];
+
+pub(crate) fn soak(root: &Path, arguments: &[String]) -> Result<ExitCode> {
+    let mut sizes = SOAK.map(|(_, _, default)| default.to_owned());
+    for pair in arguments.chunks(2) {
+        let [flag, value] = pair else {
+            bail!("{} needs a number", pair.join(" "));
+        };
+        let known = SOAK.iter().position(|(name, _, _)| name == flag);
+        let (Some(at), Ok(1..)) = (known, value.parse::<usize>()) else {
+            bail!("no such size: {flag} {value}");
+        };
+        sizes[at].clone_from(value);
+    }
+    tools::install(root)?.print();
+    let mut build = run::cargo(root);
+    build.args(["build", "--workspace", "--bin", "throwline"]);
+    let mut command = run::cargo(root);
+    command.args(["test", "--workspace", "--test", "story_fleet"]);
+    for ((_, variable, _), size) in SOAK.iter().zip(&sizes) {
+        command.env(variable, size);
+    }
+    exit(run::shown(&mut build)? && run::shown(&mut command)?)
+}
+
+pub(crate) fn storm(root: &Path, arguments: &[String]) -> Result<ExitCode> {
+    tools::install(root)?.print();
+    let mut build = run::cargo(root);
+    build.args([
+        "build",
+        "--workspace",
+        "--bin",
+        "throwline",
+        "--bin",
+        "storm",
+    ]);
+    if !run::shown(&mut build)? {
+        return exit(false);
+    }
+    let mut storm = std::process::Command::new(root.join("target/debug/storm"));
+    storm
+        .args(arguments)
+        .env("THROWLINE_BIN", root.join("target/debug/throwline"));
+    exit(run::shown(&mut storm)?)
+}
+
+fn exit(good: bool) -> Result<ExitCode> {
     Ok(if good {
         ExitCode::SUCCESS
     } else {

@@ -82,9 +82,10 @@ impl Report {
 }
 
 /// The small programs that stories and demo pods call, and the package that holds each.
-const ORDINARY: [(&str, &str); 8] = [
+const ORDINARY: [(&str, &str); 9] = [
     ("setsid", "util-linux"),
     ("setpriv", "util-linux"),
+    ("prlimit", "util-linux"),
     ("ip", "iproute2"),
     ("ps", "procps"),
     ("tar", "tar"),

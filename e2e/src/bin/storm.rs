@@ -1,0 +1,345 @@
+//! Thousands of agents lose their relay at once and come to another, which serves a user
+//! meanwhile. Run it by `cargo xtask storm [--agents N]`.
+//!
+//! The agents are the product's own carriers in this one process, each with an identity of its
+//! own; the relays, the user's proxy and the agent that is asked are real processes. The last line
+//! is the result; the exit code is 1 where a promise is not kept.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use futures::stream::{self, StreamExt, TryStreamExt};
+use throwline_agent::carriers::{self, Carriers, Failure, Owner};
+use throwline_certs::authority::{Authority, Subject};
+use throwline_certs::{Database, Identity, PendingIdentity, Roots, jws, sha256, tls};
+use throwline_e2e::client::Target;
+use throwline_e2e::forwarder::Forwarder;
+use throwline_e2e::postgres::{OWNER, Postgres};
+use throwline_e2e::upstream::Upstream;
+use throwline_e2e::world::private_dir;
+use throwline_e2e::{Agent, Proxy, Relay, User, eventually, free_address};
+use throwline_ops::{Readiness, Shutdown, ShutdownTrigger};
+use throwline_tunnel::carrier::{DialConfig, IncomingStream, Prover};
+use throwline_tunnel::proto::messages::{AgentStatus, Role};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::watch;
+use url::Url;
+
+/// The promise: all agents are back within this.
+const BACK: Duration = Duration::from_secs(30);
+/// The promise: the 99th percentile of a request meanwhile, as a multiple of its value at rest.
+const SLOWER: f64 = 3.0;
+/// How long the value at rest is measured.
+const REST: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(180);
+/// Enrolments at once: the database is not what is measured.
+const ENROLLING: usize = 16;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match storm().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("storm: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn storm() -> Result<()> {
+    let agents = agents_asked_for()?;
+    throwline_ops::limits::raise_open_files();
+    let dir = private_dir()?;
+    let upstream = Upstream::start(dir.path()).await?;
+    let database = Postgres::start().await?;
+    let url = database.url(OWNER);
+    Authority::migrate(&Database::from_url(&url)?).await?;
+    let (at, first, second) = (free_address()?, free_address()?, free_address()?);
+    let public = format!("https://localhost:{}", at.port());
+    let arguments = ["--database", &url, "--instance"];
+    let dying = [&arguments[..], &["dying"]].concat();
+    let dying = Relay::at(&dir.path().join("dying"), first, &public, &dying).await?;
+    let home = dir.path().join("healthy").join("relay-state");
+    std::fs::create_dir_all(&home)?;
+    for file in ["ca.pem", "ca.key"] {
+        std::fs::copy(dying.state.join(file), home.join(file))?;
+    }
+    let healthy = [&arguments[..], &["healthy"]].concat();
+    let healthy = Relay::at(&dir.path().join("healthy"), second, &public, &healthy).await?;
+    let front = Forwarder::start(at, &[second]).await?;
+
+    // Somebody works by way of the relay that stays.
+    let token = healthy.token(&["--cluster", "asked"]).await?;
+    let one = ["--carriers", "1"];
+    let asked = Agent::start(dir.path(), "asked", &token, upstream.kubeconfig(), &one).await?;
+    asked.connected().await?;
+    let token = healthy
+        .token(&["--user", "dana", "--group", upstream.group()])
+        .await?;
+    let user = User::login(dir.path(), "dana", &token, &[]).await?;
+    let proxy = Proxy::start(&user, &["asked"], &[]).await?;
+    let target = Target::read(&proxy.kubeconfig, "throwline-asked")?;
+
+    front.lead_to(first);
+    println!("enrolling {agents} agents");
+    let registry = prometheus::Registry::new();
+    let metrics = throwline_agent::Metrics::register(&registry)?;
+    let (identities, roots) = enrol(&dying, &url, &public, agents).await?;
+    println!("connecting them");
+    let simulated = Simulated::start(identities, &roots, &public, &metrics)?;
+    eventually(PATIENCE, "all agents are connected", || async {
+        let now = connected(&registry);
+        ensure!(now == agents as f64, "{now} of {agents} are connected");
+        Ok(())
+    })
+    .await?;
+
+    let rest = p99(&target, &ended_after(REST)).await?;
+    let before = healthy.process.resident_kib()?;
+    front.lead_to(second);
+    let accepted = || async {
+        let now = healthy.metrics().await?;
+        anyhow::Ok(now.sum("throwline_relay_handshakes_total", &["accepted"]))
+    };
+    let handshakes = accepted().await?;
+    dying.process.kill().await?;
+    let killed = Instant::now();
+    let (done, stop) = watch::channel(false);
+    let measuring = tokio::spawn(async move { p99(&target, &stop).await });
+    eventually(PATIENCE, "none is left at the dead relay", || async {
+        let now = connected(&registry);
+        ensure!(now < agents as f64, "{now} are connected");
+        Ok(())
+    })
+    .await?;
+    let back = eventually(PATIENCE, "all agents are back", || async {
+        let known = healthy.metrics().await?;
+        let there = known.sum("throwline_relay_carriers", &["role=\"agent\""]);
+        ensure!(there >= agents as f64 + 1.0, "{there} of {agents} are back");
+        Ok(killed.elapsed())
+    })
+    .await?;
+    done.send_replace(true);
+    let busy = measuring.await??;
+    let rate = (accepted().await? - handshakes) / back.as_secs_f64();
+    let after = healthy.process.resident_kib()?;
+    let each = (after.saturating_sub(before)) as f64 / agents as f64;
+    let slower = busy.as_secs_f64() / rest.as_secs_f64();
+    println!(
+        "agents={agents} back_s={:.1} handshakes_per_s={rate:.0} p99_rest_ms={:.2} p99_storm_ms={:.2} slower={slower:.2} \
+         relay_mib={} kib_per_agent={each:.1}",
+        back.as_secs_f64(),
+        rest.as_secs_f64() * 1e3,
+        busy.as_secs_f64() * 1e3,
+        after / 1024,
+    );
+    simulated.stop().await;
+    ensure!(back <= BACK, "not all were back within {BACK:?}");
+    ensure!(slower <= SLOWER, "requests became {slower:.1} times slower");
+    Ok(())
+}
+
+fn agents_asked_for() -> Result<usize> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match arguments.as_slice() {
+        [] => Ok(5000),
+        [flag, value] if flag == "--agents" => value.parse().context("--agents needs a number"),
+        _ => bail!("usage: storm [--agents N]"),
+    }
+}
+
+async fn enrol(
+    relay: &Relay,
+    database: &str,
+    public: &str,
+    count: usize,
+) -> Result<(Vec<Identity>, Roots)> {
+    let database = Database::from_url(database)?;
+    let url: Url = public.parse()?;
+    let builder = Authority::builder(&relay.state).database(Some(database));
+    let authority = builder.open_or_create(&url).await?;
+    let identities = stream::iter(0..count)
+        .map(|number| {
+            let (authority, url) = (&authority, &url);
+            async move {
+                let subject = Subject::Cluster(format!("simulated-{number}"));
+                let life = Duration::from_secs(3600);
+                let token = authority.create_token(&subject, life, url).await?;
+                let pending = PendingIdentity::generate()?;
+                let issued = authority.redeem(&token.secret, &pending.csr_pem()).await?;
+                anyhow::Ok(pending.complete(issued.chain)?)
+            }
+        })
+        .buffer_unordered(ENROLLING)
+        .try_collect()
+        .await?;
+    Ok((identities, authority.roots().clone()))
+}
+
+/// An agent that has carriers and takes no lines.
+struct Idle {
+    url: Url,
+    tls: Arc<rustls::ClientConfig>,
+    identity: Arc<Identity>,
+    status: watch::Sender<AgentStatus>,
+    failures: Arc<AtomicU64>,
+}
+
+impl Owner for Idle {
+    fn dialling(&self) -> Result<DialConfig, Failure> {
+        let (asserting, signing) = (self.identity.clone(), self.identity.clone());
+        let prover = Prover {
+            assertion: Box::new(move |claims| Ok(jws::sign(&asserting, claims)?)),
+            sign: Box::new(move |message| Ok(signing.sign(message)?)),
+            sha256,
+            id: self.identity.id().to_string(),
+        };
+        let tls = Some(self.tls.clone());
+        let prover = Arc::new(prover);
+        Ok(DialConfig::new(
+            self.url.clone(),
+            tls,
+            prover,
+            Role::Agent,
+            "simulated",
+        ))
+    }
+
+    fn take(&self, stream: IncomingStream, _leaving: &Shutdown) {
+        drop(stream);
+    }
+
+    fn status(&self) -> watch::Receiver<AgentStatus> {
+        self.status.subscribe()
+    }
+
+    fn failed(&self, _failure: &Failure) {
+        self.failures.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+struct Simulated {
+    all: Vec<Carriers>,
+    stop: ShutdownTrigger,
+    failures: Arc<AtomicU64>,
+}
+
+impl Simulated {
+    fn start(
+        identities: Vec<Identity>,
+        roots: &Roots,
+        public: &str,
+        metrics: &throwline_agent::Metrics,
+    ) -> Result<Self> {
+        let tls = tls::carrier_client(roots, None)?;
+        let (stop, shutdown) = Shutdown::new();
+        let failures: Arc<AtomicU64> = Arc::default();
+        let url: Url = public.parse()?;
+        let start = |identity: Identity| {
+            let owner = Idle {
+                url: url.clone(),
+                tls: tls.clone(),
+                identity: Arc::new(identity),
+                status: watch::Sender::default(),
+                failures: failures.clone(),
+            };
+            let config = carriers::Config {
+                count: 1,
+                ..carriers::Config::default()
+            };
+            let ready = Readiness::new().condition("relay");
+            Carriers::start(
+                Arc::new(owner),
+                config,
+                shutdown.clone(),
+                ready,
+                metrics.clone(),
+            )
+        };
+        Ok(Self {
+            all: identities.into_iter().map(start).collect(),
+            stop,
+            failures,
+        })
+    }
+
+    async fn stop(self) {
+        println!("failed dials: {}", self.failures.load(Ordering::Relaxed));
+        self.stop.trigger();
+        for carriers in self.all {
+            carriers.ended().await.close().await;
+        }
+    }
+}
+
+fn connected(registry: &prometheus::Registry) -> f64 {
+    let families = registry.gather();
+    let carriers = families
+        .iter()
+        .find(|family| family.name() == "throwline_agent_carriers");
+    carriers
+        .and_then(|family| family.get_metric().first())
+        .map_or(0.0, |metric| metric.get_gauge().get_value())
+}
+
+/// Turns true after `wait`.
+fn ended_after(wait: Duration) -> watch::Receiver<bool> {
+    let (tell, told) = watch::channel(false);
+    tokio::spawn(async move {
+        tokio::time::sleep(wait).await;
+        tell.send_replace(true);
+    });
+    told
+}
+
+/// The 99th percentile of a small request on a kept connection, asked until told to end.
+async fn p99(target: &Target, end: &watch::Receiver<bool>) -> Result<Duration> {
+    let mut stream = target.connect(&[b"http/1.1"]).await?;
+    let request = format!(
+        "GET {}/api/v1/namespaces/default HTTP/1.1\r\nHost: {}\r\n\r\n",
+        target.prefix, target.address
+    );
+    let mut took = Vec::new();
+    let mut buffer = vec![0; 64 * 1024];
+    while !*end.borrow() {
+        let began = Instant::now();
+        stream.write_all(request.as_bytes()).await?;
+        stream.flush().await?;
+        // A small answer comes in one piece or two; its end is where its length says.
+        let mut have = 0;
+        while !is_whole(&buffer[..have]) {
+            let count = stream.read(&mut buffer[have..]).await?;
+            ensure!(count > 0, "the proxy closed the connection");
+            have += count;
+        }
+        ensure!(
+            buffer.starts_with(b"HTTP/1.1 200"),
+            "{}",
+            String::from_utf8_lossy(&buffer[..have])
+        );
+        took.push(began.elapsed());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    took.sort_unstable();
+    let at = took.len() * 99 / 100;
+    took.get(at).copied().context("nothing was measured")
+}
+
+fn is_whole(answer: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(answer);
+    let Some((head, body)) = text.split_once("\r\n\r\n") else {
+        return false;
+    };
+    let length = head.lines().find_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        name.eq_ignore_ascii_case("content-length")
+            .then(|| value.trim().parse::<usize>().ok())?
+    });
+    match length {
+        Some(length) => body.len() >= length,
+        None => body.ends_with("0\r\n\r\n"),
+    }
+}

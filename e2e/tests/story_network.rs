@@ -1,0 +1,228 @@
+//! What the network and the machine do to a relay and an agent: a link that goes dead without a
+//! word, no descriptors left.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use futures::future::try_join_all;
+use throwline_e2e::suite::Skipped;
+use throwline_e2e::world::{private_dir, throwline};
+use throwline_e2e::{
+    Agent, Process, Relay, Suite, contains, eventually, free_address, metrics, tools, unique,
+};
+use tokio::net::TcpStream;
+use tokio::process::Command;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+/// The promise: both ends know of a dead link within this.
+const KNOWN: Duration = Duration::from_secs(60);
+const CLUSTER: &str = "far";
+
+fn main() -> ExitCode {
+    let minutes = |count: u64| Duration::from_secs(60 * count);
+    Suite::new()
+        .alone("a_link_that_goes_dead", minutes(4), |_| {
+            a_link_that_goes_dead()
+        })
+        .alone("a_relay_without_descriptors", minutes(3), |_| {
+            a_relay_without_descriptors()
+        })
+        .run(|| async { Ok(()) })
+}
+
+/// A kubeconfig of an API server that is not there: an agent holds carriers all the same.
+fn no_cluster(dir: &Path) -> Result<PathBuf> {
+    let file = dir.join("no-cluster");
+    let text = "{apiVersion: v1, kind: Config, current-context: c, users: [{name: u, user: {}}], \
+                clusters: [{name: c, cluster: {server: 'http://127.0.0.1:1'}}], \
+                contexts: [{name: c, context: {cluster: c, user: u}}]}";
+    std::fs::write(&file, text)?;
+    Ok(file)
+}
+
+/// A network namespace with one link to this one; both go with it.
+struct Namespace {
+    ip: PathBuf,
+    name: String,
+    near: String,
+    address: Ipv4Addr,
+}
+
+impl Namespace {
+    async fn new() -> Result<Self> {
+        let ip = tools::find("ip")?;
+        let name = unique("tl");
+        // 15 bytes at most for a link's name, and a /30 of its own for each process of this test.
+        let tail = &name[name.len().saturating_sub(10)..];
+        let (near, far) = (format!("tn{tail}"), format!("tf{tail}"));
+        let [_, a, b, c] = std::process::id().to_be_bytes();
+        let address = Ipv4Addr::new(
+            10,
+            128 | (a << 6) | (b >> 2),
+            (b << 6) | (c >> 2),
+            (c << 6) | 1,
+        );
+        let there = Ipv4Addr::from(u32::from(address) + 1);
+        let this = Self {
+            ip,
+            name,
+            near: near.clone(),
+            address,
+        };
+        if let Err(error) = this.run(&["netns", "add", &this.name]).await {
+            return Err(error.context(Skipped("network namespaces need root".into())));
+        }
+        let name = this.name.as_str();
+        let link = [
+            "link", "add", &near, "type", "veth", "peer", "name", &far, "netns", name,
+        ];
+        this.run(&link).await?;
+        let near_address = format!("{address}/30");
+        this.run(&["addr", "add", &near_address, "dev", &near])
+            .await?;
+        this.run(&["link", "set", &near, "up"]).await?;
+        let far_address = format!("{there}/30");
+        let add = ["-n", name, "addr", "add", &far_address, "dev", &far];
+        this.run(&add).await?;
+        this.run(&["-n", name, "link", "set", &far, "up"]).await?;
+        this.run(&["-n", name, "link", "set", "lo", "up"]).await?;
+        Ok(this)
+    }
+
+    async fn link(&self, state: &str) -> Result<()> {
+        self.run(&["link", "set", &self.near, state]).await
+    }
+
+    /// The same command, to be run there.
+    fn inside(&self, command: &std::process::Command) -> Command {
+        let mut inside = Command::new(&self.ip);
+        inside
+            .args(["netns", "exec", &self.name])
+            .arg(command.get_program())
+            .args(command.get_args())
+            .env_clear()
+            .envs(
+                command
+                    .get_envs()
+                    .filter_map(|(name, value)| Some((name, value?))),
+            );
+        inside
+    }
+
+    async fn run(&self, arguments: &[&str]) -> Result<()> {
+        let output = Command::new(&self.ip).args(arguments).output().await?;
+        let error = String::from_utf8_lossy(&output.stderr);
+        ensure!(
+            output.status.success(),
+            "ip {}: {error}",
+            arguments.join(" ")
+        );
+        Ok(())
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        // The link's other end goes with its namespace.
+        let _ = std::process::Command::new(&self.ip)
+            .args(["netns", "delete", &self.name])
+            .status();
+    }
+}
+
+/// Case 9: packets vanish, nobody says goodbye.
+async fn a_link_that_goes_dead() -> Result<()> {
+    let dir = private_dir()?;
+    let there = Namespace::new().await?;
+    let listen = SocketAddr::new(there.address.into(), free_address()?.port());
+    let relay = Relay::at(dir.path(), listen, &format!("https://{listen}"), &[]).await?;
+    let token = relay.token(&["--cluster", CLUSTER]).await?;
+    let token_file = dir.path().join("token");
+    std::fs::write(&token_file, token)?;
+    let kubeconfig = no_cluster(dir.path())?;
+
+    let agent = throwline(&dir.path().join("home"))?;
+    let mut agent = there.inside(agent.as_std());
+    agent.arg("agent").arg("--token-file").arg(&token_file);
+    agent.arg("--state-dir").arg(dir.path().join("agent-state"));
+    agent.arg("--kubeconfig").arg(&kubeconfig);
+    let agent = Process::start("agent", dir.path(), agent)?;
+    let carriers = || async {
+        agent.check_running().await?;
+        let now = relay.metrics().await?;
+        anyhow::Ok(now.sum("throwline_relay_carriers", &["role=\"agent\""]))
+    };
+    eventually(PATIENCE, "the agent is connected", || async {
+        ensure!(carriers().await? == 1.0);
+        Ok(())
+    })
+    .await?;
+
+    there.link("down").await?;
+    let cut = Instant::now();
+    eventually(KNOWN, "the relay has taken the route out", || async {
+        ensure!(carriers().await? == 0.0);
+        Ok(())
+    })
+    .await?;
+    println!("  the relay knew after {:?}", cut.elapsed());
+    let left = KNOWN.saturating_sub(cut.elapsed());
+    eventually(left, "the agent knows", || async {
+        contains(&agent.log(), "the carrier to the relay was lost")
+    })
+    .await?;
+    println!("  both knew after {:?}", cut.elapsed());
+
+    there.link("up").await?;
+    eventually(PATIENCE, "the agent is back by itself", || async {
+        ensure!(carriers().await? == 1.0);
+        Ok(())
+    })
+    .await
+}
+
+/// Case 25: strangers hold every descriptor; the admin listener answers, and an agent joins.
+async fn a_relay_without_descriptors() -> Result<()> {
+    const MOST: u64 = 96;
+    let dir = private_dir()?;
+    let relay = Relay::start(dir.path(), &[]).await?;
+    let token = relay.token(&["--cluster", CLUSTER]).await?;
+    limit_descriptors(relay.process.pid(), MOST).await?;
+
+    let strangers: Vec<TcpStream> =
+        try_join_all((0..2 * MOST).map(|_| TcpStream::connect(relay.listen))).await?;
+    eventually(PATIENCE, "the relay has run out of descriptors", || async {
+        // Its own listener is the first witness: it answers meanwhile, or soon.
+        let now = relay.metrics().await?;
+        ensure!(now.sum("throwline_relay_accept_errors_total", &[]) > 0.0);
+        Ok(())
+    })
+    .await?;
+    let (status, _) = eventually(PATIENCE, "the admin listener answers", || async {
+        metrics::get(relay.admin, "/healthz").await
+    })
+    .await?;
+    ensure!(status == 200, "{status}");
+    let kubeconfig = no_cluster(dir.path())?;
+    let agent = Agent::start(dir.path(), CLUSTER, &token, &kubeconfig, &[]).await?;
+    agent.connected().await?;
+    drop(strangers);
+    let after = relay.metrics().await?;
+    ensure!(after.sum("throwline_relay_half_open_shed_total", &[]) > 0.0);
+    contains(&relay.process.log(), "cannot accept connections")
+}
+
+async fn limit_descriptors(pid: u32, most: u64) -> Result<()> {
+    let limit = format!("--nofile={most}:{most}");
+    let output = Command::new(tools::find("prlimit")?)
+        .args(["--pid", &pid.to_string(), &limit])
+        .output()
+        .await
+        .context("prlimit")?;
+    let error = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "prlimit: {error}");
+    Ok(())
+}
