@@ -132,6 +132,9 @@ impl Keeper {
             self.agent.instance.clone(),
         );
         dialling.timing = self.config.timing.carrier.clone();
+        let extra_ca = self.config.extra_ca.as_deref();
+        let proxy_tls = || tls::proxy_client(extra_ca);
+        dialling.proxies = (self.config.proxies).trusting(&self.config.relay, proxy_tls)?;
         if let Some(ws) = &self.config.limits.ws {
             dialling.ws = ws.clone();
         }
@@ -288,6 +291,7 @@ impl Failure {
                 DialError::Resolve { .. } => "resolve",
                 DialError::Connect { .. } => "connect",
                 DialError::Tls { .. } => "tls",
+                DialError::Proxy { fault, .. } => fault.kind(),
                 DialError::UnknownIssuer { .. } => "unknown-issuer",
                 DialError::ServerCertificateExpired { .. } => "server-certificate-expired",
                 DialError::WrongHost { .. } => "wrong-host",
