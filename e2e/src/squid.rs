@@ -20,8 +20,9 @@ pub const PASSWORD: &str = "p@ss:w/rd%é #?";
 /// The same as it stands in a URL.
 pub const PASSWORD_IN_URL: &str = "p%40ss%3Aw%2Frd%25%C3%A9%20%23%3F";
 
-pub struct Squid {
-    pub process: Process,
+/// Where it listens.
+#[derive(Clone, Copy)]
+pub struct Doors {
     /// Lets everyone through.
     pub open: SocketAddr,
     /// Lets [`USER`] through.
@@ -30,8 +31,70 @@ pub struct Squid {
     pub over_tls: SocketAddr,
     /// Lets everyone through, and ends their TLS to look into it.
     pub inspecting: SocketAddr,
-    /// The CA of [`Self::over_tls`] and [`Self::inspecting`].
+}
+
+pub struct Squid {
+    pub process: Process,
+    pub doors: Doors,
+    /// The CA of [`Doors::over_tls`] and [`Doors::inspecting`].
     pub ca_file: PathBuf,
+    place: Place,
+}
+
+impl Squid {
+    /// It alone knows `name`, as an address of this machine, and trusts `upstream_ca` (PEM) on
+    /// the connections that it makes while it inspects.
+    pub async fn start(name: &str, upstream_ca: &str) -> Result<Self> {
+        let doors = Doors {
+            open: free_address()?,
+            known: free_address()?,
+            over_tls: free_address()?,
+            inspecting: free_address()?,
+        };
+        let place = Place::new()?;
+        place.furnish(name, upstream_ca, doors)?;
+        place.make_certificate_store().await?;
+        let this = Self {
+            process: place.spawn()?,
+            doors,
+            ca_file: place.file("ca.pem"),
+            place,
+        };
+        this.listens().await?;
+        Ok(this)
+    }
+
+    /// Starts it with the same doors, after it was killed.
+    pub async fn restart(&mut self) -> Result<()> {
+        self.process = self.place.spawn()?;
+        self.listens().await
+    }
+
+    async fn listens(&self) -> Result<()> {
+        eventually(Duration::from_secs(20), "Squid listens", || async {
+            self.process.check_running().await?;
+            match TcpStream::connect(self.doors.open).await {
+                Ok(_) => Ok(()),
+                Err(error) => bail!("{error}: {}", self.log()),
+            }
+        })
+        .await
+    }
+
+    /// One line a connection or request that ended.
+    pub fn accesses(&self) -> String {
+        std::fs::read_to_string(self.place.file("access.log")).unwrap_or_default()
+    }
+
+    /// What it logs of itself.
+    pub fn log(&self) -> String {
+        let own = std::fs::read_to_string(self.place.file("cache.log"));
+        format!("{}{}", self.process.log(), own.unwrap_or_default())
+    }
+}
+
+/// A directory, the program, and whom it runs as.
+struct Place {
     binary: PathBuf,
     account: Option<(u32, u32)>,
     /// The prefix of its shared memory.
@@ -39,19 +102,26 @@ pub struct Squid {
     dir: tempfile::TempDir,
 }
 
-impl Squid {
-    /// It alone knows `name`, as an address of this machine, and trusts `upstream_ca` (PEM) on
-    /// the connections that it makes while it inspects.
-    pub async fn start(name: &str, upstream_ca: &str) -> Result<Self> {
-        let binary = std::fs::canonicalize(tools::find("squid")?)?;
-        // Squid does not run as root, and another account cannot enter the stories' directory.
-        let account = unprivileged(&["proxy", "nobody"])?;
-        let dir = tempfile::Builder::new()
-            .prefix("throwline-squid-")
-            .tempdir()?;
+impl Place {
+    fn new() -> Result<Self> {
+        Ok(Self {
+            binary: std::fs::canonicalize(tools::find("squid")?)?,
+            // Squid does not run as root, and another account cannot enter the stories' directory.
+            account: unprivileged(&["proxy", "nobody"])?,
+            service: unique("tl"),
+            dir: tempfile::Builder::new()
+                .prefix("throwline-squid-")
+                .tempdir()?,
+        })
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn furnish(&self, name: &str, upstream_ca: &str, doors: Doors) -> Result<()> {
         let authority = Authority::new("Squid's CA")?;
         let (certificate, key) = authority.server(&["localhost"])?;
-        let at = |file: &str| dir.path().join(file);
         for (file, text) in [
             ("ca.pem", authority.pem()),
             ("ca.key", &authority.key_pem()),
@@ -60,58 +130,21 @@ impl Squid {
             ("upstream.pem", upstream_ca),
             ("hosts", &format!("127.0.0.1 {name}\n")),
             ("users", &users()?),
+            ("squid.conf", &self.config(doors)?),
         ] {
-            std::fs::write(at(file), text)?;
+            std::fs::write(self.file(file), text)?;
         }
         // Its error pages are in a package of their own; it does without.
-        std::fs::create_dir(at("errors"))?;
-        let mut this = Self {
-            open: free_address()?,
-            known: free_address()?,
-            over_tls: free_address()?,
-            inspecting: free_address()?,
-            ca_file: at("ca.pem"),
-            process: Process::start("squid", dir.path(), Command::new("true"))?,
-            service: unique("tl"),
-            binary,
-            account,
-            dir,
-        };
-        std::fs::write(this.dir.path().join("squid.conf"), this.config()?)?;
-        this.own()?;
-        this.make_certificate_store().await?;
-        this.restart().await?;
-        Ok(this)
+        std::fs::create_dir(self.file("errors"))?;
+        self.give()
     }
 
-    /// Starts it on the same addresses, after it was killed.
-    pub async fn restart(&mut self) -> Result<()> {
+    fn spawn(&self) -> Result<Process> {
         self.forget();
         let mut command = self.plain(&self.binary);
-        let config = self.dir.path().join("squid.conf");
-        command
-            .args(["-N", "-n", &self.service, "-f"])
-            .arg(config);
-        self.process = Process::start("squid", self.dir.path(), command)?;
-        eventually(Duration::from_secs(20), "Squid listens", || async {
-            self.process.check_running().await?;
-            match TcpStream::connect(self.open).await {
-                Ok(_) => Ok(()),
-                Err(error) => bail!("{error}: {}", self.process.log()),
-            }
-        })
-        .await
-    }
-
-    /// One line a connection or request that ended.
-    pub fn accesses(&self) -> String {
-        std::fs::read_to_string(self.dir.path().join("access.log")).unwrap_or_default()
-    }
-
-    /// What it logs of itself.
-    pub fn log(&self) -> String {
-        let cache = std::fs::read_to_string(self.dir.path().join("cache.log"));
-        format!("{}{}", self.process.log(), cache.unwrap_or_default())
+        command.args(["-N", "-n", &self.service, "-f"]);
+        command.arg(self.file("squid.conf"));
+        Process::start("squid", self.dir.path(), command)
     }
 
     /// Where its package lies: `/`, or where it was unpacked.
@@ -120,21 +153,20 @@ impl Squid {
         package.context("squid does not lie in usr/sbin")
     }
 
-    fn config(&self) -> Result<String> {
-        let Self {
+    fn config(&self, doors: Doors) -> Result<String> {
+        let Doors {
             open,
             known,
             over_tls,
             inspecting,
-            ..
-        } = self;
+        } = doors;
         let (dir, package) = (self.dir.path().display(), self.package()?.display());
         let (helpers, share) = (
             format!("{package}/usr/lib/squid"),
             format!("{package}/usr/share/squid"),
         );
         let (open_port, inspecting_port) = (open.port(), inspecting.port());
-        Ok(format!(
+        let config = format!(
             "http_port {open}
              http_port {known}
              https_port {over_tls} tls-cert={dir}/cert.pem tls-key={dir}/cert.key
@@ -173,12 +205,10 @@ impl Squid {
              unlinkd_program {helpers}/unlinkd
              pinger_enable off
              shutdown_lifetime 0 seconds\n"
-        )
-        .lines()
-        .map(str::trim_start)
-        .collect::<Vec<_>>()
-        .join("\n")
-            + "\n")
+        );
+        // A line that begins with a space continues the one before.
+        let lines = config.lines().map(str::trim_start);
+        Ok(lines.flat_map(|line| [line, "\n"]).collect())
     }
 
     /// What the inspecting port keeps its certificates in.
@@ -186,7 +216,7 @@ impl Squid {
         let maker = self.package()?.join("usr/lib/squid/security_file_certgen");
         let mut command = self.plain(&maker);
         command.args(["-c", "-M", "4MB", "-s"]);
-        command.arg(self.dir.path().join("certificates"));
+        command.arg(self.file("certificates"));
         let output = command.output().await?;
         let error = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "security_file_certgen: {error}");
@@ -202,7 +232,8 @@ impl Squid {
         command
     }
 
-    fn own(&self) -> Result<()> {
+    /// Makes what is there the account's own.
+    fn give(&self) -> Result<()> {
         let Some((user, group)) = self.account else {
             return Ok(());
         };
@@ -214,7 +245,11 @@ impl Squid {
 
     /// Removes the shared memory that it leaves behind.
     fn forget(&self) {
-        for entry in std::fs::read_dir("/dev/shm").into_iter().flatten().flatten() {
+        for entry in std::fs::read_dir("/dev/shm")
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
             let name = entry.file_name();
             if name.to_string_lossy().starts_with(&self.service) {
                 let _ = std::fs::remove_file(entry.path());
@@ -223,7 +258,7 @@ impl Squid {
     }
 }
 
-impl Drop for Squid {
+impl Drop for Place {
     fn drop(&mut self) {
         self.forget();
     }

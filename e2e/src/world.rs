@@ -248,12 +248,7 @@ impl Agent {
 
     /// The same agent again, now without its token.
     pub async fn restart(&mut self) -> Result<()> {
-        self.process = Self::spawn(
-            &self.dir,
-            &self.cluster,
-            &self.arguments,
-            &self.environment,
-        )?;
+        self.process = Self::spawn(&self.dir, &self.cluster, &self.arguments, &self.environment)?;
         self.connected().await
     }
 

@@ -16,7 +16,6 @@ use throwline_e2e::{
     Agent, Kubectl, Process, Proxy, Relay, Stage, Suite, User, contains, eventually, free_address,
     lacks, tools, unique,
 };
-use tokio::sync::Mutex;
 
 fn main() -> ExitCode {
     Suite::new()
@@ -46,8 +45,6 @@ struct Locked {
     squid: Squid,
     upstream: Upstream,
     namespace: String,
-    /// The logs of processes that a story has ended.
-    logs: Mutex<String>,
     dir: tempfile::TempDir,
 }
 
@@ -74,7 +71,6 @@ impl Locked {
             squid,
             upstream,
             namespace,
-            logs: Mutex::default(),
             dir,
         })
     }
@@ -155,7 +151,12 @@ impl Locked {
         ];
         let input = vec![b'x'; 300_000];
         let output = kubectl.feed(&exec, &input).await?;
-        ensure!(output.code == Some(3), "{:?} {}", output.code, output.stderr);
+        ensure!(
+            output.code == Some(3),
+            "{:?} {}",
+            output.code,
+            output.stderr
+        );
         let mut expected = input;
         expected.extend(b"end\n");
         ensure!(output.stdout == expected, "exec's bytes differ");
@@ -243,7 +244,7 @@ impl Line {
 async fn by_https_proxy(stage: Arc<Locked>) -> Result<()> {
     let said = stage.refused(&stage.relay, &[], &[]).await?;
     contains(&said, &format!("cannot find the address of {NAME}"))?;
-    let url = format!("http://{}", stage.squid.open);
+    let url = format!("http://{}", stage.squid.doors.open);
     let environment = [("HTTPS_PROXY", url.as_str()), ("NO_PROXY", "10.0.0.0/8")];
     let line = stage.line(&stage.relay, &environment, &[]).await?;
     stage.works(&line).await?;
@@ -267,7 +268,7 @@ async fn by_https_proxy(stage: Arc<Locked>) -> Result<()> {
 async fn with_a_password(stage: Arc<Locked>) -> Result<()> {
     let with = |password: &str| {
         let user = squid::USER;
-        format!("http://{user}:{password}@{}", stage.squid.known)
+        format!("http://{user}:{password}@{}", stage.squid.doors.known)
     };
     let url = with(squid::PASSWORD_IN_URL);
     let line = stage
@@ -283,7 +284,7 @@ async fn with_a_password(stage: Arc<Locked>) -> Result<()> {
         told += &String::from_utf8_lossy(&arguments);
     }
 
-    let without = format!("http://{}", stage.squid.known);
+    let without = format!("http://{}", stage.squid.doors.known);
     let said = stage
         .refused(&stage.relay, &[("HTTPS_PROXY", &without)], &[])
         .await?;
@@ -295,7 +296,7 @@ async fn with_a_password(stage: Arc<Locked>) -> Result<()> {
     let environment = [("https_proxy", wrong.as_str())];
     let said = stage.refused(&stage.relay, &environment, &[]).await?;
     contains(&said, "does not accept the user and password")?;
-    contains(&said, &stage.squid.known.to_string())?;
+    contains(&said, &stage.squid.doors.known.to_string())?;
     told += &said;
 
     // What a hasty person writes, and it says how to write it.
@@ -306,8 +307,7 @@ async fn with_a_password(stage: Arc<Locked>) -> Result<()> {
     contains(&said, "HTTPS_PROXY")?;
     contains(&said, "percent-encoded")?;
     told += &said;
-    let help = line.user.command(&["login", "--help"])?;
-    let mut help = help;
+    let mut help = line.user.command(&["login", "--help"])?;
     let help = help.env("THROWLINE_PROXY", &url).output().await?;
     told += &throwline_e2e::world::said(&help);
 
@@ -322,14 +322,12 @@ async fn with_a_password(stage: Arc<Locked>) -> Result<()> {
     ] {
         lacks(&told, secret)?;
     }
-    // An agent whose password was changed says so, and goes on trying.
-    let token = stage
-        .relay
-        .token(&["--cluster", &unique("late-")])
-        .await?;
+    // An agent, too, ends before its token is spent.
+    let cluster = unique("c-late-");
+    let token = stage.relay.token(&["--cluster", &cluster]).await?;
     let agent = Agent::start_in(
         stage.dir.path(),
-        &unique("c-late-"),
+        &cluster,
         &token,
         stage.upstream.kubeconfig(),
         &[],
@@ -338,13 +336,16 @@ async fn with_a_password(stage: Arc<Locked>) -> Result<()> {
     .await?;
     let status = agent.process.ended(Duration::from_secs(30)).await?;
     ensure!(status.code() == Some(1), "{status}");
-    contains(&agent.process.log(), "does not accept the user and password")?;
+    contains(
+        &agent.process.log(),
+        "does not accept the user and password",
+    )?;
     lacks(&agent.process.log(), "wr0ng")
 }
 
 async fn over_tls(stage: Arc<Locked>) -> Result<()> {
     let (user, password) = (squid::USER, squid::PASSWORD_IN_URL);
-    let port = stage.squid.over_tls.port();
+    let port = stage.squid.doors.over_tls.port();
     let url = format!("https://{user}:{password}@localhost:{port}");
     let environment = [("HTTPS_PROXY", url.as_str())];
     let ca = stage.ca();
@@ -369,7 +370,7 @@ async fn over_tls(stage: Arc<Locked>) -> Result<()> {
         .refused(&stage.relay, &[("HTTPS_PROXY", &url)], &[])
         .await?;
     contains(&said, "https://")?;
-    let url = format!("https://localhost:{}", stage.squid.open.port());
+    let url = format!("https://localhost:{}", stage.squid.doors.open.port());
     let said = stage
         .refused(&stage.relay, &[("HTTPS_PROXY", &url)], &[])
         .await?;
@@ -377,7 +378,7 @@ async fn over_tls(stage: Arc<Locked>) -> Result<()> {
 }
 
 async fn inspected(stage: Arc<Locked>) -> Result<()> {
-    let url = format!("http://{}", stage.squid.inspecting);
+    let url = format!("http://{}", stage.squid.doors.inspecting);
     let environment = [("HTTPS_PROXY", url.as_str())];
     let said = stage.refused(&stage.relay, &environment, &[]).await?;
     contains(&said, "something in between may end TLS")?;
@@ -450,15 +451,16 @@ async fn past_a_dead_proxy(stage: Arc<Locked>) -> Result<()> {
 async fn survives(stage: Arc<Locked>) -> Result<()> {
     let ca = std::fs::read_to_string(stage.relay.state.join("ca.pem"))?;
     let mut squid = Squid::start(NAME, &ca).await?;
-    let url = format!("http://{}", squid.open);
-    let line = stage
-        .line(&stage.relay, &[], &["--proxy", &url])
-        .await?;
+    let url = format!("http://{}", squid.doors.open);
+    let line = stage.line(&stage.relay, &[], &["--proxy", &url]).await?;
     stage.works(&line).await?;
     squid.process.kill().await?;
     let connected = || async { throwline_e2e::metrics::ready(line.agent.admin).await };
     eventually(Duration::from_secs(20), "the agent notices", || async {
-        ensure!(connected().await.is_err(), "it still says that it is connected");
+        ensure!(
+            connected().await.is_err(),
+            "it still says that it is connected"
+        );
         Ok(())
     })
     .await?;

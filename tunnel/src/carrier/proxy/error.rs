@@ -40,6 +40,11 @@ pub enum ProxyFault {
     UnknownIssuer,
     #[error("shows a certificate for another name; write the name that its certificate has")]
     WrongHost,
+    /// Expired, for example.
+    #[error(
+        "shows a certificate that cannot be accepted: {0}; tell its administrator, or set this machine's clock"
+    )]
+    BadCertificate(#[source] io::Error),
     #[error(
         "did not complete the TLS handshake: {0}; if it does not speak TLS, its URL begins with http://"
     )]
@@ -102,7 +107,11 @@ impl ProxyFault {
         match self {
             Self::Resolve(_) => "proxy-resolve",
             Self::Connect(_) => "proxy-connect",
-            Self::NoTrust | Self::UnknownIssuer | Self::WrongHost | Self::Tls(_) => "proxy-tls",
+            Self::NoTrust
+            | Self::UnknownIssuer
+            | Self::WrongHost
+            | Self::BadCertificate(_)
+            | Self::Tls(_) => "proxy-tls",
             Self::CredentialsMissing
             | Self::CredentialsRefused
             | Self::UnknownAuthentication { .. } => "proxy-authentication",
@@ -132,6 +141,7 @@ impl ProxyFault {
             Some(rustls::Error::InvalidCertificate(
                 Bad::NotValidForName | Bad::NotValidForNameContext { .. },
             )) => Self::WrongHost,
+            Some(rustls::Error::InvalidCertificate(_)) => Self::BadCertificate(error),
             _ => Self::Tls(error),
         }
     }
