@@ -293,6 +293,10 @@ fn checked(url: &str, origin: &'static str) -> Result<String, BadProxy> {
             ));
         }
     }
+    // Also what a URL's parser encodes by itself: other readers of the same variable would not.
+    if whole.parse::<Uri>().is_err() {
+        return Err(bad("a character in it is not percent-encoded"));
+    }
     let username = percent_decode_str(parsed.username());
     if username.into_iter().any(|byte| byte == b':') {
         // RFC 7617 section 2: the first colon ends the user.

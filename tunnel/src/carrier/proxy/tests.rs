@@ -118,7 +118,7 @@ fn any_password_is_carried_and_none_is_shown() {
     for url in [
         "http://ann:p%40ss%3Aw%2Frd%25%C3%A9%20%23%3F@proxy:3128",
         // What a URL allows bare may be bare.
-        "ann:p%40ss:w%2Frd%25é%20%23%3F@proxy:3128",
+        "ann:p%40ss:w%2Frd%25%C3%A9%20%23%3F@proxy:3128",
     ] {
         let proxies = Proxies::always(url, "--proxy").unwrap();
         let relay = "https://relay.example".parse().unwrap();
@@ -144,6 +144,8 @@ fn what_cannot_be_used_names_its_variable_and_quotes_nothing() {
         ("http://ann:12?cret@proxy:3128", "percent-encoded"),
         ("http://ann:100%cret@proxy:3128", "%25"),
         ("http://ann:%E9cret@proxy:3128", "UTF-8"),
+        ("http://ann:sécret@proxy:3128", "percent-encoded"),
+        ("http://ann:se cret@proxy:3128", "percent-encoded"),
         ("http://an%3An:secret@proxy:3128", "colon"),
         ("http://proxy:99999", "port"),
         ("http://a proxy", "URL"),
