@@ -215,8 +215,8 @@ impl Place {
     async fn make_certificate_store(&self) -> Result<()> {
         let maker = self.package()?.join("usr/lib/squid/security_file_certgen");
         let mut command = self.plain(&maker);
-        command.args(["-c", "-M", "4MB", "-s"]);
-        command.arg(self.file("certificates"));
+        command.args(["-c", "-s"]).arg(self.file("certificates"));
+        command.args(["-M", "4MB"]);
         let output = command.output().await?;
         let error = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "security_file_certgen: {error}");

@@ -397,9 +397,11 @@ async fn inspected(stage: Arc<Locked>) -> Result<()> {
 }
 
 async fn by_tinyproxy(stage: Arc<Locked>) -> Result<()> {
-    let password = "s3cret%2Fpass";
+    // Its configuration knows letters, digits, '-', '.' and '_' only.
+    let password = "s3cret-pass";
     let dir = stage.dir.path().join("basic");
-    let tinyproxy = Tinyproxy::start(&dir, "BasicAuth ann s3cret/pass").await?;
+    let known = format!("BasicAuth ann {password}");
+    let tinyproxy = Tinyproxy::start(&dir, &known).await?;
     let url = format!("http://ann:{password}@{}", tinyproxy.address);
     let environment = [("HTTPS_PROXY", url.as_str())];
     let line = stage.line(&stage.open_relay, &environment, &[]).await?;

@@ -119,7 +119,9 @@ impl Proxies {
         };
         let mut matcher = Matcher::builder().all(&through.url);
         if let Some(exceptions) = &through.exceptions {
-            if is_loopback(relay) {
+            // To the matcher, '*' stands for names and not for addresses.
+            let everything = exceptions.split(',').any(|entry| entry.trim() == "*");
+            if everything || is_loopback(relay) {
                 return Ok(None);
             }
             let port = relay.port_or_known_default();

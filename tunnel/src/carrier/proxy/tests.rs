@@ -82,8 +82,15 @@ fn exceptions_are_names_with_all_below_networks_and_single_ports() {
             "{through}"
         );
     }
-    let all = environment(&[("HTTPS_PROXY", "proxy:3128"), ("NO_PROXY", "*")]).unwrap();
-    assert_eq!(way(&all, "https://none.example"), None);
+    let all = [("HTTPS_PROXY", "proxy:3128"), ("NO_PROXY", "a.example, *")];
+    let all = environment(&all).unwrap();
+    for direct in [
+        "https://none.example",
+        "https://11.0.0.1",
+        "https://[fd00::1]",
+    ] {
+        assert_eq!(way(&all, direct), None, "{direct}");
+    }
 }
 
 #[test]
