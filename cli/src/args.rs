@@ -374,7 +374,7 @@ impl Outbound {
     /// The flag's proxy, else the environment's.
     pub(crate) fn proxies(&self) -> Result<Proxies, BadProxy> {
         match self.proxy.as_deref().map(str::trim) {
-            None | Some("") => Proxies::from_environment(|name| std::env::var_os(name)),
+            None | Some("") => Proxies::from_environment(std::env::var_os),
             Some(url) => Proxies::always(url, "--proxy (or THROWLINE_PROXY)"),
         }
     }

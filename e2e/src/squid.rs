@@ -13,7 +13,7 @@ use crate::pki::Authority;
 use crate::process::{Process, unprivileged};
 use crate::{eventually, free_address, tools, unique};
 
-/// The user that [`Squid::known`] and [`Squid::over_tls`] let in.
+/// The user that [`Doors::known`] and [`Doors::over_tls`] let in.
 pub const USER: &str = "ann";
 /// Their password: what a URL, a header or a line of text could get wrong.
 pub const PASSWORD: &str = "p@ss:w/rd%é #?";
