@@ -254,7 +254,7 @@ async fn a_connection_may_come_from_elsewhere() {
     let relay = relay("https", Behaviour::Honest).await;
     let mut token = token(&relay).await;
     let port = relay.url.port().unwrap();
-    token.relay = Url::parse(&format!("https://localhost:{port}/below")).unwrap();
+    token.relay = Url::parse(&format!("https://relay.example:{port}/below")).unwrap();
     let refused = async { Err::<tokio::net::TcpStream, _>("the proxy is closed") };
     let error = redeem_over(&token, None, refused).await.unwrap_err();
     assert_eq!(error.to_string(), "the proxy is closed");
