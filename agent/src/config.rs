@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use throwline_tunnel::{carrier, mux, ws};
+use throwline_tunnel::carrier::{self, Proxies};
+use throwline_tunnel::{mux, ws};
 use url::Url;
 
 use crate::audit::Audit;
@@ -19,8 +20,11 @@ pub struct Config {
     /// Holds identity, CA and relay; written when the certificate is renewed.
     pub state_dir: PathBuf,
     pub cluster: ClusterAccess,
-    /// A CA for what stands in front of the relay, beside the system's and the authority's own.
+    /// A CA for what stands in front of the relay, or is a proxy on the way to it, beside the
+    /// system's and the authority's own.
     pub extra_ca: Option<PathBuf>,
+    /// Whether a proxy is on the way to the relay. Default: none is.
+    pub proxies: Proxies,
     pub audit: Audit,
     /// Refuse requests (503) while the audit cannot be written. Default false: events are then
     /// lost, counted and said in the log.
@@ -97,6 +101,7 @@ impl Config {
             state_dir: state_dir.into(),
             cluster,
             extra_ca: None,
+            proxies: Proxies::none(),
             audit: Audit::default(),
             audit_required: false,
             credential_extra: true,

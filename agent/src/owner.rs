@@ -36,6 +36,9 @@ impl Owner for Enrolled {
             self.agent.instance.clone(),
         );
         dialling.timing = self.config.timing.carrier.clone();
+        let extra_ca = self.config.extra_ca.as_deref();
+        let proxy_tls = || tls::proxy_client(extra_ca);
+        dialling.proxies = (self.config.proxies).trusting(&self.config.relay, proxy_tls)?;
         if let Some(ws) = &self.config.limits.ws {
             dialling.ws = ws.clone();
         }

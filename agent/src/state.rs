@@ -5,7 +5,8 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use throwline_certs::{EnrolmentToken, Identity, Kind, Roots, SpiffeId, enrol as redeeming};
+use throwline_certs::{EnrolmentToken, Identity, Kind, Roots, SpiffeId, enrol as redeeming, tls};
+use throwline_tunnel::carrier::{self, Proxies};
 
 use crate::config::Remembered;
 use crate::error::Error;
@@ -28,7 +29,8 @@ pub fn is_enrolled(state_dir: &Path) -> Result<bool, Error> {
     Ok(Identity::load(state_dir)?.is_some())
 }
 
-/// Redeems a token and saves what it gives: the new identity, the CA and where the relay is.
+/// Redeems a token, on the way that `proxies` gives, and saves what it brings: the new identity,
+/// the CA and where the relay is.
 ///
 /// # Errors
 /// The directory is taken, the relay refuses, or the identity is not a cluster's.
@@ -36,13 +38,16 @@ pub async fn enrol(
     token: &EnrolmentToken,
     state_dir: &Path,
     extra_ca: Option<&Path>,
+    proxies: &Proxies,
 ) -> Result<SpiffeId, Error> {
     // Asked first: a token can be redeemed once only.
     if let Some(there) = Identity::load(state_dir)? {
         return Err(Error::AlreadyEnrolled(there.id().to_string()));
     }
     make_private(state_dir)?;
-    let enrolled = redeeming::redeem(token, extra_ca).await?;
+    let proxies = proxies.trusting(&token.relay, || tls::proxy_client(extra_ca))?;
+    let connecting = carrier::reach(&token.relay, &proxies);
+    let enrolled = redeeming::redeem_over(token, extra_ca, connecting).await?;
     let id = enrolled.identity.id().clone();
     if id.kind() != Kind::Cluster {
         return Err(Error::NotACluster(id.to_string()));

@@ -15,6 +15,7 @@ use std::{
     path::Path,
     time::{Duration, SystemTime},
 };
+use tokio::io::{AsyncRead, AsyncWrite};
 use url::{Host, Url};
 
 /// From the first look-up of the relay's name to its whole answer. Default and only value: a
@@ -25,6 +26,9 @@ const WANT: Want = Want {
     kinds: &[Kind::Cluster, Kind::User],
     usage: Usage::Client,
 };
+
+/// Why a connection was not made, in the words of who tried.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Body of `POST /v1/enroll`.
 #[derive(Serialize, Deserialize)]
@@ -84,6 +88,9 @@ pub enum EnrolError {
     Resolve { host: String, source: io::Error },
     #[error("the relay {relay} cannot be reached: {source}; check the network and its firewalls")]
     Unreachable { relay: Url, source: io::Error },
+    /// A connector's own words, which name what could not be reached.
+    #[error(transparent)]
+    Connect(BoxError),
     #[error("the relay {relay} did not answer within {} s; try again", DEADLINE.as_secs())]
     Timeout { relay: Url },
     /// Whoever answers has another CA than the maker of the token.
@@ -92,10 +99,14 @@ pub enum EnrolError {
          ask for a new token), or somebody stands between"
     )]
     WrongPin { relay: Url },
+    /// Neither the token's authority nor a public one vouches for who answers.
     #[error(
-        "the TLS connection to {relay} failed: {reason}; if a proxy or balancer of your own \
-         ends TLS, give its CA with --ca-file"
+        "the certificate shown for {relay} is of an issuer that is unknown here, so something in \
+         between may end TLS (a proxy that inspects it? a load balancer?): give the CA of that \
+         with --ca-file, if it is one of yours; the token was not sent"
     )]
+    UnknownIssuer { relay: Url },
+    #[error("the TLS connection to {relay} failed: {reason}")]
     Tls { relay: Url, reason: String },
     /// The other clock may be the wrong one, but this one is easier to look at.
     #[error("{reason}; compare this machine's clock ({}) with the true time", files::show(*now))]
@@ -133,14 +144,36 @@ pub async fn redeem(
     token: &EnrolmentToken,
     extra_ca: Option<&Path>,
 ) -> Result<Enrolled, EnrolError> {
-    redeem_within(DEADLINE, token, extra_ca).await
+    redeem_within(DEADLINE, token, extra_ca, client::connect(&token.relay)).await
 }
 
-async fn redeem_within(
+/// The same over a connection that `connecting` makes to the token's relay, TLS not begun: for
+/// whoever needs a proxy on the way.
+pub async fn redeem_over<T, E>(
+    token: &EnrolmentToken,
+    extra_ca: Option<&Path>,
+    connecting: impl Future<Output = Result<T, E>>,
+) -> Result<Enrolled, EnrolError>
+where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    E: Into<BoxError>,
+{
+    let connecting = async {
+        let connected = connecting.await;
+        connected.map_err(|error| EnrolError::Connect(error.into()))
+    };
+    redeem_within(DEADLINE, token, extra_ca, connecting).await
+}
+
+async fn redeem_within<T>(
     deadline: Duration,
     token: &EnrolmentToken,
     extra_ca: Option<&Path>,
-) -> Result<Enrolled, EnrolError> {
+    connecting: impl Future<Output = Result<T, EnrolError>>,
+) -> Result<Enrolled, EnrolError>
+where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let relay = &token.relay;
     if relay.scheme() != "https" && !is_loopback(relay) {
         return Err(EnrolError::Insecure {
@@ -153,7 +186,8 @@ async fn redeem_within(
         csr: pending.csr_pem(),
     };
     let body = serde_json::to_vec(&request).map_err(|error| Error::Invalid(error.to_string()))?;
-    let answer = tokio::time::timeout(deadline, client::post(token, extra_ca, body))
+    let posting = client::post(token, extra_ca, connecting, body);
+    let answer = tokio::time::timeout(deadline, posting)
         .await
         .map_err(|_| EnrolError::Timeout {
             relay: relay.clone(),

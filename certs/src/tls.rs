@@ -133,6 +133,18 @@ pub fn carrier_client(roots: &Roots, extra_ca: Option<&Path>) -> Result<Arc<Clie
     Ok(Arc::new(config))
 }
 
+/// A client towards an outbound proxy that speaks TLS: trusts the system's store and `extra_ca`
+/// (PEM). The authority's own CA is for relays and not for proxies.
+pub fn proxy_client(extra_ca: Option<&Path>) -> Result<Arc<ClientConfig>, Error> {
+    let mut config = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .map_err(crypto)?
+        .with_root_certificates(public_roots(extra_ca)?)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![Alpn::Http11.as_bytes().to_vec()];
+    Ok(Arc::new(config))
+}
+
 /// The system's store, read once a process, and the certificates of `extra_ca`, read each time.
 pub(crate) fn public_roots(extra_ca: Option<&Path>) -> Result<RootCertStore, Error> {
     static SYSTEM: OnceLock<RootCertStore> = OnceLock::new();

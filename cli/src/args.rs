@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use throwline_tunnel::carrier::{BadProxy, Proxies};
 use url::Url;
 
 /// Reach Kubernetes clusters that nobody can reach.
@@ -336,9 +337,6 @@ pub(crate) struct Agent {
     /// runs in a pod and uses its service account.
     #[arg(long, value_name = "FILE", env = "THROWLINE_KUBECONFIG")]
     pub(crate) kubeconfig: Option<PathBuf>,
-    /// A CA certificate (PEM) to trust for the relay, beside the system's and the token's.
-    #[arg(long, value_name = "FILE", env = "THROWLINE_CA_FILE")]
-    pub(crate) ca_file: Option<PathBuf>,
     /// The connections to keep, to a relay each, where there are several relays.
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=8), env = "THROWLINE_CARRIERS")]
     pub(crate) carriers: u8,
@@ -356,6 +354,55 @@ pub(crate) struct Agent {
     /// Serve /healthz, /readyz and /metrics on this address.
     #[arg(long, value_name = "ADDR", env = "THROWLINE_ADMIN_LISTEN")]
     pub(crate) admin_listen: Option<SocketAddr>,
+    #[command(flatten)]
+    pub(crate) outbound: Outbound,
+}
+
+/// The way out to the relay, the same for everyone who dials one.
+#[derive(Args)]
+pub(crate) struct Outbound {
+    /// Reach the relay through this HTTP proxy: http://HOST:PORT, or https:// if it speaks TLS.
+    ///
+    /// By default as HTTPS_PROXY and NO_PROXY say. A user and a password go before the host,
+    /// http://USER:PASSWORD@HOST:PORT, percent-encoded; give such a URL in THROWLINE_PROXY, since
+    /// everyone on this machine sees a command's arguments.
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "THROWLINE_PROXY",
+        hide_env_values = true,
+        help_heading = "Network"
+    )]
+    proxy: Option<String>,
+    /// CA certificates (PEM) to trust for the relay and for a proxy on the way, beside the
+    /// system's and the token's. Remembered when enrolling.
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "THROWLINE_CA_FILE",
+        help_heading = "Network"
+    )]
+    pub(crate) ca_file: Option<PathBuf>,
+}
+
+impl Outbound {
+    /// The flag's proxy, else the environment's.
+    pub(crate) fn proxies(&self) -> Result<Proxies, BadProxy> {
+        match self.proxy.as_deref().map(str::trim) {
+            None | Some("") => Proxies::from_environment(std::env::var_os),
+            Some(url) => Proxies::always(url, "--proxy (or THROWLINE_PROXY)"),
+        }
+    }
+}
+
+impl std::fmt::Debug for Outbound {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The URL may hold a password.
+        f.debug_struct("Outbound")
+            .field("proxy", &self.proxy.as_ref().map(|_| "(hidden)"))
+            .field("ca_file", &self.ca_file)
+            .finish()
+    }
 }
 
 /// Where this user's identity is kept.
@@ -376,9 +423,8 @@ pub(crate) struct Login {
     /// A file with the enrolment token, or - for standard input.
     #[arg(long, value_name = "FILE", env = "THROWLINE_TOKEN_FILE")]
     pub(crate) token_file: PathBuf,
-    /// A CA certificate (PEM) to trust for the relay, beside the system's and the token's.
-    #[arg(long, value_name = "FILE", env = "THROWLINE_CA_FILE")]
-    pub(crate) ca_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) outbound: Outbound,
     #[command(flatten)]
     pub(crate) state: UserState,
 }
@@ -389,6 +435,8 @@ pub(crate) struct Clusters {
     /// How to print them.
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     pub(crate) output: Output,
+    #[command(flatten)]
+    pub(crate) outbound: Outbound,
     #[command(flatten)]
     pub(crate) state: UserState,
 }
@@ -427,6 +475,8 @@ pub(crate) struct Proxy {
     #[arg(long, value_name = "ADDR", env = "THROWLINE_ADMIN_LISTEN")]
     pub(crate) admin_listen: Option<SocketAddr>,
     #[command(flatten)]
+    pub(crate) outbound: Outbound,
+    #[command(flatten)]
     pub(crate) state: UserState,
 }
 
@@ -461,6 +511,24 @@ mod tests {
     fn a_token_needs_a_subject() {
         let args = ["throwline", "token", "create", "--state-dir", "d"];
         assert!(Cli::try_parse_from(args).is_err());
+    }
+
+    #[test]
+    fn a_proxys_password_is_not_in_debug() {
+        let url = "http://ann:secret@proxy:3128";
+        for command in [
+            &["login", "--token-file", "t"][..],
+            &["clusters"],
+            &["proxy"],
+        ] {
+            let args = [&["throwline"], command, &["--proxy", url]].concat();
+            let cli = Cli::try_parse_from(args).unwrap();
+            let shown = format!("{cli:?}");
+            assert!(
+                shown.contains("(hidden)") && !shown.contains("secret"),
+                "{shown}"
+            );
+        }
     }
 
     #[test]

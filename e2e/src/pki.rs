@@ -31,6 +31,11 @@ impl Authority {
         &self.pem
     }
 
+    /// Its own key, for a proxy that issues certificates as it goes.
+    pub fn key_pem(&self) -> String {
+        self.issuer.key().serialize_pem()
+    }
+
     /// A server's certificate and key, both PEM.
     pub fn server(&self, hosts: &[&str]) -> Result<(String, String)> {
         let key = KeyPair::generate()?;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use tokio::process::Command;
 
-use crate::process::Process;
+use crate::process::{Process, unprivileged};
 use crate::{eventually, free_address, tools};
 
 /// The database's owner.
@@ -32,10 +32,7 @@ impl Postgres {
             .context("a binary has a directory")?
             .to_owned();
         // PostgreSQL does not run as root.
-        let account = rustix::process::geteuid()
-            .is_root()
-            .then(account)
-            .transpose()?;
+        let account = unprivileged(&["postgres", "nobody"])?;
         let dir = tempfile::Builder::new().prefix("throwline-pg-").tempdir()?;
         if let Some((user, group)) = account {
             chown(dir.path(), Some(user), Some(group))?;
@@ -166,19 +163,4 @@ fn plain(program: &Path, account: Option<(u32, u32)>) -> Command {
         command.uid(user).gid(group);
     }
     command
-}
-
-/// An account to drop to: `postgres` where the package made it, else `nobody`.
-fn account() -> Result<(u32, u32)> {
-    let passwd = std::fs::read_to_string("/etc/passwd")?;
-    let ids = |name: &str| {
-        let line = passwd
-            .lines()
-            .find(|line| line.split(':').next() == Some(name))?;
-        let mut fields = line.split(':').skip(2);
-        Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
-    };
-    ids("postgres")
-        .or_else(|| ids("nobody"))
-        .context("there is neither an account postgres nor nobody to run PostgreSQL as")
 }

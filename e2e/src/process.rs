@@ -140,6 +140,25 @@ fn status_field(pid: u32, field: &str) -> Result<u64> {
         .with_context(|| format!("{field} in {file}"))
 }
 
+/// For programs that do not run as root, when we are: user and group of the first of these
+/// accounts that this machine has.
+pub fn unprivileged(names: &[&str]) -> Result<Option<(u32, u32)>> {
+    if !rustix::process::geteuid().is_root() {
+        return Ok(None);
+    }
+    let passwd = std::fs::read_to_string("/etc/passwd")?;
+    let ids = |name: &&str| {
+        let line = passwd
+            .lines()
+            .find(|line| line.split(':').next() == Some(name))?;
+        let mut fields = line.split(':').skip(2);
+        Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
+    };
+    let found = names.iter().find_map(ids);
+    let found = found.with_context(|| format!("there is no account of {names:?} to drop to"));
+    found.map(Some)
+}
+
 fn lossy(path: &Path) -> String {
     std::fs::read(path)
         .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())

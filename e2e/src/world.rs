@@ -41,6 +41,16 @@ pub fn throwline(home: &Path) -> Result<Command> {
     Ok(command)
 }
 
+/// Variables beside those that every process of ours gets.
+type Environment = Vec<(String, String)>;
+
+fn owned(environment: &[(&str, &str)]) -> Environment {
+    let pairs = environment.iter();
+    pairs
+        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+        .collect()
+}
+
 /// A relay of the real binary.
 pub struct Relay {
     pub process: Process,
@@ -169,6 +179,7 @@ pub struct Agent {
     pub audit: PathBuf,
     dir: PathBuf,
     arguments: Vec<String>,
+    environment: Environment,
 }
 
 impl Agent {
@@ -180,6 +191,19 @@ impl Agent {
         kubeconfig: &Path,
         arguments: &[&str],
     ) -> Result<Self> {
+        Self::start_in(dir, cluster, token, kubeconfig, arguments, &[]).await
+    }
+
+    /// The same with further environment variables.
+    pub async fn start_in(
+        dir: &Path,
+        cluster: &str,
+        token: &str,
+        kubeconfig: &Path,
+        arguments: &[&str],
+        environment: &[(&str, &str)],
+    ) -> Result<Self> {
+        let environment = owned(environment);
         let dir = dir.join(format!("agent-{cluster}"));
         std::fs::create_dir_all(&dir)?;
         let token_file = dir.join("token");
@@ -199,7 +223,7 @@ impl Agent {
         later.extend(arguments.iter().map(|argument| (*argument).to_owned()));
         let mut first = later.clone();
         first.extend(["--token-file".into(), token_file.display().to_string()]);
-        let process = Self::spawn(&dir, cluster, &first)?;
+        let process = Self::spawn(&dir, cluster, &first, &environment)?;
         let cluster = cluster.to_owned();
         Ok(Self {
             process,
@@ -209,18 +233,24 @@ impl Agent {
             audit,
             dir,
             arguments: later,
+            environment,
         })
     }
 
-    fn spawn(dir: &Path, cluster: &str, arguments: &[String]) -> Result<Process> {
+    fn spawn(
+        dir: &Path,
+        cluster: &str,
+        arguments: &[String],
+        environment: &Environment,
+    ) -> Result<Process> {
         let mut command = throwline(&dir.join("home"))?;
-        command.args(arguments);
+        command.args(arguments).envs(environment.iter().cloned());
         Process::start(&format!("agent-{cluster}"), dir, command)
     }
 
     /// The same agent again, now without its token.
     pub async fn restart(&mut self) -> Result<()> {
-        self.process = Self::spawn(&self.dir, &self.cluster, &self.arguments)?;
+        self.process = Self::spawn(&self.dir, &self.cluster, &self.arguments, &self.environment)?;
         self.connected().await
     }
 
@@ -250,19 +280,30 @@ pub struct User {
     pub name: String,
     pub state: PathBuf,
     dir: PathBuf,
+    environment: Environment,
 }
 
 impl User {
     pub async fn login(dir: &Path, name: &str, token: &str, arguments: &[&str]) -> Result<Self> {
         let this = Self::nobody(dir, name)?;
-        let token_file = this.dir.join("token");
-        std::fs::write(&token_file, token)?;
-        let file = token_file.display().to_string();
-        let output = this
-            .run(&[&["login", "--token-file", &file], arguments].concat())
-            .await?;
+        let output = this.sign_in(token, arguments).await?;
         ensure!(output.status.success(), "login failed: {}", said(&output));
         Ok(this)
+    }
+
+    /// `throwline login`, whatever comes of it.
+    pub async fn sign_in(&self, token: &str, arguments: &[&str]) -> Result<std::process::Output> {
+        let token_file = self.dir.join("token");
+        std::fs::write(&token_file, token)?;
+        let file = token_file.display().to_string();
+        self.run(&[&["login", "--token-file", &file], arguments].concat())
+            .await
+    }
+
+    /// The same user with these variables in the environment of all commands.
+    pub fn within(mut self, environment: &[(&str, &str)]) -> Self {
+        self.environment = owned(environment);
+        self
     }
 
     /// Somebody who never signed in.
@@ -273,6 +314,7 @@ impl User {
             name: name.to_owned(),
             state: dir.join("state"),
             dir,
+            environment: Environment::new(),
         })
     }
 
@@ -281,6 +323,7 @@ impl User {
         let mut command = throwline(&self.dir.join("home"))?;
         command
             .args(arguments)
+            .envs(self.environment.iter().cloned())
             .env("THROWLINE_STATE_DIR", &self.state);
         Ok(command)
     }
@@ -319,6 +362,7 @@ pub struct Proxy {
     pub admin: SocketAddr,
     dir: PathBuf,
     arguments: Vec<String>,
+    environment: Environment,
     clusters: Vec<String>,
 }
 
@@ -339,7 +383,8 @@ impl Proxy {
             all.extend([flag.to_owned(), value]);
         }
         all.extend(arguments.iter().map(|argument| (*argument).to_owned()));
-        let process = Self::spawn(&user.dir, &all)?;
+        let environment = user.environment.clone();
+        let process = Self::spawn(&user.dir, &all, &environment)?;
         let clusters = clusters
             .iter()
             .map(|cluster| (*cluster).to_owned())
@@ -351,15 +396,16 @@ impl Proxy {
             admin,
             dir,
             arguments: all,
+            environment,
             clusters,
         };
         this.ready().await?;
         Ok(this)
     }
 
-    fn spawn(dir: &Path, arguments: &[String]) -> Result<Process> {
+    fn spawn(dir: &Path, arguments: &[String], environment: &Environment) -> Result<Process> {
         let mut command = throwline(&dir.join("home"))?;
-        command.args(arguments);
+        command.args(arguments).envs(environment.iter().cloned());
         Process::start("proxy", dir, command)
     }
 
@@ -377,7 +423,7 @@ impl Proxy {
     }
 
     pub async fn restart(&mut self) -> Result<()> {
-        self.process = Self::spawn(&self.dir, &self.arguments)?;
+        self.process = Self::spawn(&self.dir, &self.arguments, &self.environment)?;
         self.ready().await
     }
 

@@ -1,7 +1,7 @@
 //! `throwline clusters`: asks the relay what this user can reach.
 
 use crate::{
-    config::Timing,
+    config::{Outbound, Timing},
     error::{Error, Failure},
     session::{dial_config, dial_error, open_error},
     store::Store,
@@ -21,10 +21,10 @@ use tokio::time::timeout;
 const ANSWER: Duration = Duration::from_secs(10);
 
 /// The clusters that the user may reach, sorted by name, on a carrier of its own.
-pub async fn clusters(store: &Store) -> Result<Vec<ClusterInfo>, Error> {
+pub async fn clusters(store: &Store, outbound: &Outbound) -> Result<Vec<ClusterInfo>, Error> {
     let credentials = store.load()?;
     let instance = format!("{:016x}", rand::random::<u64>());
-    let config = dial_config(&credentials, None, &Timing::default(), &instance)?;
+    let config = dial_config(&credentials, outbound, &Timing::default(), &instance)?;
     let connection = carrier::dial(&config)
         .await
         .map_err(|error| dial_error(&credentials, error))?;

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
     time::Duration,
 };
-use throwline_tunnel as tunnel;
+use throwline_tunnel::{self as tunnel, carrier::Proxies};
 
 /// The port that kubeconfig entries name unless it is busy.
 pub const DEFAULT_PORT: u16 = 47611;
@@ -26,9 +26,7 @@ pub struct Config {
     /// Whether `current-context` is set to the first of our contexts. Default: no, unless the
     /// file has none.
     pub set_current: bool,
-    /// Further certificate authorities for the relay's TLS, as a PEM file; overrides the one
-    /// remembered at login.
-    pub extra_ca: Option<PathBuf>,
+    pub outbound: Outbound,
     pub timing: Timing,
     /// Counters; give a registered one to have them served.
     pub metrics: Metrics,
@@ -44,11 +42,21 @@ impl Config {
             port: None,
             kubeconfig: None,
             set_current: false,
-            extra_ca: None,
+            outbound: Outbound::default(),
             timing: Timing::default(),
             metrics: Metrics::new(),
         }
     }
+}
+
+/// The way out to the relay.
+#[derive(Clone, Debug, Default)]
+pub struct Outbound {
+    /// Further certificate authorities for TLS with the relay and with a proxy, as a PEM file;
+    /// overrides the one remembered at login.
+    pub extra_ca: Option<PathBuf>,
+    /// Whether a proxy is on the way. Default: none is.
+    pub proxies: Proxies,
 }
 
 /// How long the local proxy waits for what.

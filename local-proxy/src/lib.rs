@@ -29,7 +29,7 @@ mod testing;
 mod upgrade;
 
 pub use clusters::clusters;
-pub use config::{Config, DEFAULT_PORT, Timing, default_kubeconfig, default_state_dir};
+pub use config::{Config, DEFAULT_PORT, Outbound, Timing, default_kubeconfig, default_state_dir};
 pub use error::{Error, Failure};
 pub use login::{LoginError, LoginOutcome, login};
 pub use metrics::Metrics;

@@ -1,11 +1,16 @@
 //! `throwline login`: turns an enrolment token into an identity of this machine.
 
-use crate::store::{Credentials, RelayFile, Store, StoreError};
-use std::{path::Path, time::SystemTime};
+use crate::{
+    config::Outbound,
+    store::{Credentials, RelayFile, Store, StoreError},
+};
+use std::time::SystemTime;
 use throwline_certs::{
     EnrolmentToken, Kind, SpiffeId,
     enrol::{self, EnrolError, Enrolled},
+    tls,
 };
+use throwline_tunnel::carrier;
 use url::Url;
 
 /// Who one is after a login.
@@ -35,15 +40,17 @@ pub enum LoginError {
     Store(#[from] StoreError),
 }
 
-/// Redeems the token and keeps what it gives in `store`. `extra_ca` is remembered as a path.
+/// Redeems the token and keeps what it gives in `store`. The CA file of `outbound` is remembered
+/// as a path; its proxies are not, for they belong to the network that this machine is in now.
 pub async fn login(
     token: &EnrolmentToken,
     store: &Store,
-    extra_ca: Option<&Path>,
+    outbound: &Outbound,
 ) -> Result<LoginOutcome, LoginError> {
     // A token works once: whatever can fail on this machine fails before it is spent.
     store.prepare()?;
-    let ca_file = extra_ca
+    let ca_file = outbound.extra_ca.as_deref();
+    let ca_file = ca_file
         .map(|path| {
             path.canonicalize().map_err(|source| LoginError::CaFile {
                 path: path.to_owned(),
@@ -51,7 +58,13 @@ pub async fn login(
             })
         })
         .transpose()?;
-    let Enrolled { identity, roots } = enrol::redeem(token, ca_file.as_deref()).await?;
+    let extra_ca = ca_file.as_deref();
+    let proxies = &outbound.proxies;
+    let proxies = proxies.trusting(&token.relay, || tls::proxy_client(extra_ca));
+    let proxies = proxies.map_err(EnrolError::from)?;
+    let connecting = carrier::reach(&token.relay, &proxies);
+    let enrolled = enrol::redeem_over(token, extra_ca, connecting).await?;
+    let Enrolled { identity, roots } = enrolled;
     if identity.id().kind() != Kind::User {
         return Err(LoginError::NotAUser(identity.id().clone()));
     }

@@ -67,7 +67,7 @@ pub async fn run(
     let link = Link::new(
         store.clone(),
         credentials,
-        config.extra_ca.clone(),
+        config.outbound.clone(),
         config.timing.clone(),
         config.metrics.clone(),
     );

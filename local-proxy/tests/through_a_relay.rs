@@ -23,7 +23,7 @@ use throwline_certs::{
     authority::{Authority, Subject},
     tls,
 };
-use throwline_local_proxy::{Config, Error, Failure, Metrics, Ready, Store, store};
+use throwline_local_proxy::{Config, Error, Failure, Metrics, Outbound, Ready, Store, store};
 use throwline_ops::{Shutdown, ShutdownTrigger};
 use throwline_tunnel::{
     carrier::{self, AcceptConfig, Carrier, IncomingStream},
@@ -308,11 +308,15 @@ async fn a_request_reaches_the_agent_and_a_new_carrier_follows_a_lost_one() {
 async fn clusters_are_listed_on_a_carrier_of_their_own() {
     let relay = Relay::start().await;
     let store = relay.user().await;
-    let clusters = throwline_local_proxy::clusters(&store).await.unwrap();
+    let clusters = throwline_local_proxy::clusters(&store, &Outbound::default())
+        .await
+        .unwrap();
     assert_eq!(clusters.len(), 3);
     relay.serving.abort();
     let _ = relay.serving.await;
-    let error = throwline_local_proxy::clusters(&store).await.unwrap_err();
+    let error = throwline_local_proxy::clusters(&store, &Outbound::default())
+        .await
+        .unwrap_err();
     assert!(
         matches!(error, Error::Relay(Failure::RelayUnreachable { .. })),
         "{error}"

@@ -82,7 +82,8 @@ impl Report {
 }
 
 /// The small programs that stories and demo pods call, and the package that holds each.
-const ORDINARY: [(&str, &str); 9] = [
+const ORDINARY: [(&str, &str); 10] = [
+    ("openssl", "openssl"),
     ("setsid", "util-linux"),
     ("setpriv", "util-linux"),
     ("prlimit", "util-linux"),
@@ -129,6 +130,20 @@ pub(crate) fn install(root: &Path) -> Result<Report> {
         "postgres",
         postgres(&dir),
         "by hand: install the package postgresql",
+    );
+    report.add(
+        "squid",
+        squid(&dir),
+        "by hand: install the package squid-openssl",
+    );
+    let tinyproxy = match run::on_path("tinyproxy") {
+        Some(path) => Ok(path),
+        None => debian(&dir, "tinyproxy-bin", "usr/bin/tinyproxy"),
+    };
+    report.add(
+        "tinyproxy",
+        tinyproxy,
+        "by hand: install the package tinyproxy-bin",
     );
     for (name, package) in ORDINARY {
         let path = match run::on_path(name) {
@@ -202,6 +217,46 @@ fn runs_with_its_tools(postgres: &Path) -> bool {
         let mut command = Command::new(postgres.with_file_name(name));
         run::quiet(command.arg("--version")).is_ok()
     })
+}
+
+/// Squid that can end TLS, which the package `squid` cannot, with its helpers beside it.
+fn squid(dir: &Path) -> Result<PathBuf> {
+    const INSIDE: &str = "usr/sbin/squid";
+    // Linked by it, and on few machines. Libraries are installed for real where they are missing:
+    // that starts no service, as the package itself would.
+    const LIBRARIES: [&str; 6] = [
+        "libecap3",
+        "libldap-2.5-0",
+        "libltdl7",
+        "libnetfilter-conntrack3",
+        "libsasl2-2",
+        "libtdb1",
+    ];
+    let installed = Path::new("/").join(INSIDE);
+    if ends_tls(&installed).is_ok() {
+        return Ok(installed);
+    }
+    let target = dir.join("squid-openssl");
+    let file = target.join(INSIDE);
+    if !file.is_file() {
+        unpack(dir, "squid-openssl", &target)?;
+        unpack(dir, "squid-common", &target)?;
+    }
+    if ends_tls(&file).is_err() {
+        for library in LIBRARIES {
+            apt_install(library).context("it does not run unpacked")?;
+        }
+        ends_tls(&file)?;
+    }
+    Ok(file)
+}
+
+fn ends_tls(squid: &Path) -> Result<()> {
+    let text = run::quiet(Command::new(squid).arg("-v"))?;
+    if !text.contains("--with-openssl") {
+        bail!("{} was built without OpenSSL", squid.display());
+    }
+    Ok(())
 }
 
 /// Downloads a Debian package and unpacks it there.
@@ -305,6 +360,14 @@ fn version_of(name: &str, path: &Path) -> Result<String> {
         let version = text.split_whitespace().find(|word| word.contains('.'));
         return Ok(version
             .context("postgres does not say its version")?
+            .to_owned());
+    }
+    if name == "squid" || name == "tinyproxy" {
+        let text = run::quiet(command.arg("-v"))?;
+        let first = text.lines().next().unwrap_or_default();
+        let version = first.split_whitespace().find(|word| word.contains('.'));
+        return Ok(version
+            .with_context(|| format!("{name} does not say its version"))?
             .to_owned());
     }
     if name == "nginx" {

@@ -26,6 +26,7 @@ impl Failure {
                 DialError::Resolve { .. } => "resolve",
                 DialError::Connect { .. } => "connect",
                 DialError::Tls { .. } => "tls",
+                DialError::Proxy { fault, .. } => fault.kind(),
                 DialError::UnknownIssuer { .. } => "unknown-issuer",
                 DialError::ServerCertificateExpired { .. } => "server-certificate-expired",
                 DialError::WrongHost { .. } => "wrong-host",

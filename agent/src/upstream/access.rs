@@ -1,6 +1,6 @@
 //! Who the agent is to its own cluster: a kubeconfig, or the service account of its pod.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -59,6 +59,38 @@ pub(super) struct Credentials {
     authorization: Option<Authorization>,
 }
 
+/// What a kubeconfig's current context says. The environment's proxy is not for the API server.
+///
+/// # Errors
+/// It cannot be read, or names a proxy of its own.
+pub async fn read_kubeconfig(path: &Path) -> Result<kube::Config, AccessError> {
+    let bad = |reason: String| AccessError::Kubeconfig {
+        path: path.to_owned(),
+        reason,
+    };
+    let kubeconfig = Kubeconfig::read_from(path).map_err(|error| bad(error.to_string()))?;
+    if names_a_proxy(&kubeconfig) {
+        return Err(AccessError::Unsupported("a proxy-url"));
+    }
+    let options = KubeConfigOptions::default();
+    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await;
+    let mut config = config.map_err(|error| bad(error.to_string()))?;
+    // kube takes HTTPS_PROXY for it. An agent has that for its way out, and the API server beside it.
+    config.proxy_url = None;
+    Ok(config)
+}
+
+fn names_a_proxy(kubeconfig: &Kubeconfig) -> bool {
+    let current = kubeconfig.current_context.as_deref();
+    let contexts = &mut kubeconfig.contexts.iter();
+    let context = contexts.find(|named| Some(named.name.as_str()) == current);
+    let name = context.and_then(|named| Some(named.context.as_ref()?.cluster.as_str()));
+    let clusters = &mut kubeconfig.clusters.iter();
+    let cluster = clusters.find(|named| Some(named.name.as_str()) == name);
+    let url = cluster.and_then(|named| named.cluster.as_ref()?.proxy_url.as_deref());
+    url.is_some_and(|url| !url.is_empty())
+}
+
 type Authorization =
     Arc<dyn Fn() -> BoxFuture<'static, Result<Option<HeaderValue>, BoxError>> + Send + Sync>;
 
@@ -67,17 +99,7 @@ impl Credentials {
         let config = match source {
             ClusterAccess::InCluster => kube::Config::incluster()
                 .map_err(|error| AccessError::InCluster(error.to_string()))?,
-            ClusterAccess::Kubeconfig(path) => {
-                let bad = |reason: String| AccessError::Kubeconfig {
-                    path: path.clone(),
-                    reason,
-                };
-                let kubeconfig =
-                    Kubeconfig::read_from(path).map_err(|error| bad(error.to_string()))?;
-                kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
-                    .await
-                    .map_err(|error| bad(error.to_string()))?
-            }
+            ClusterAccess::Kubeconfig(path) => read_kubeconfig(path).await?,
         };
         // An exec plugin is run to its end in there.
         tokio::task::spawn_blocking(move || Self::of(&config))
@@ -91,9 +113,6 @@ impl Credentials {
             return Err(AccessError::Unsupported(
                 "impersonation of its own (as, as-groups)",
             ));
-        }
-        if config.proxy_url.is_some() {
-            return Err(AccessError::Unsupported("a proxy-url"));
         }
         if config.accept_invalid_certs {
             tracing::warn!(

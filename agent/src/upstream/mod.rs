@@ -20,7 +20,7 @@ mod connect;
 mod pool;
 pub(crate) mod rights;
 
-pub use access::{AccessError, ClusterAccess};
+pub use access::{AccessError, ClusterAccess, read_kubeconfig};
 pub(crate) use connect::Transport;
 pub(crate) use pool::Lease;
 

@@ -29,26 +29,30 @@ pub(super) struct Answer {
     pub(super) body: Bytes,
 }
 
-pub(super) async fn post(
+pub(super) async fn post<T>(
     token: &EnrolmentToken,
     extra_ca: Option<&Path>,
+    connecting: impl Future<Output = Result<T, EnrolError>>,
     body: Vec<u8>,
-) -> Result<Answer, EnrolError> {
+) -> Result<Answer, EnrolError>
+where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let relay = &token.relay;
-    let tcp = connect(relay).await?;
     if relay.scheme() == "https" {
+        // Read first: nobody is called on while our own files cannot be used.
         let config = config(token, extra_ca)?;
         let tls = TlsConnector::from(config)
-            .connect(server_name(relay)?, tcp)
+            .connect(server_name(relay)?, connecting.await?)
             .await
             .map_err(|error| tls_error(relay, &error))?;
         exchange(relay, tls, body).await
     } else {
-        exchange(relay, tcp, body).await
+        exchange(relay, connecting.await?, body).await
     }
 }
 
-async fn connect(relay: &Url) -> Result<TcpStream, EnrolError> {
+pub(super) async fn connect(relay: &Url) -> Result<TcpStream, EnrolError> {
     let host = host_of(relay)?;
     let port = relay.port_or_known_default().unwrap_or(443);
     let found = tokio::net::lookup_host((host.as_str(), port))
@@ -179,6 +183,9 @@ fn tls_error(relay: &Url, error: &io::Error) -> EnrolError {
             reason: format!("the certificate of {relay} is not valid now: {error}"),
             now: SystemTime::now(),
         },
+        rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
+            EnrolError::UnknownIssuer { relay }
+        }
         cause => EnrolError::Tls {
             relay,
             reason: cause.to_string(),

@@ -248,6 +248,53 @@ async fn a_relay_that_is_not_there() {
     ));
 }
 
+/// A connector is used instead of the network here, and its error is told in its own words.
+#[tokio::test]
+async fn a_connection_may_come_from_elsewhere() {
+    let relay = relay("https", Behaviour::Honest).await;
+    let mut token = token(&relay).await;
+    let port = relay.url.port().unwrap();
+    token.relay = Url::parse(&format!("https://relay.example:{port}/below")).unwrap();
+    let refused = async { Err::<tokio::net::TcpStream, _>("the proxy is closed") };
+    let error = redeem_over(&token, None, refused).await.unwrap_err();
+    assert_eq!(error.to_string(), "the proxy is closed");
+    // Wherever the stream leads, the name of the token's relay must be in the certificate.
+    let led = tokio::net::TcpStream::connect(("127.0.0.1", port));
+    let error = redeem_over(&token, None, led).await.unwrap_err();
+    assert!(matches!(error, EnrolError::Tls { .. }), "{error}");
+    token.relay = relay.url.clone();
+    let led = tokio::net::TcpStream::connect(("127.0.0.1", port));
+    redeem_over(&token, None, led).await.unwrap();
+}
+
+/// What a proxy that inspects TLS does, when nobody has told us of its CA.
+#[tokio::test]
+async fn an_unknown_issuer_hints_at_something_in_between() {
+    let relay = relay("https", Behaviour::Honest).await;
+    let token = token(&relay).await;
+    let key = rcgen::KeyPair::generate().unwrap();
+    let names = vec!["127.0.0.1".to_owned()];
+    let params = rcgen::CertificateParams::new(names).unwrap();
+    let certificate = params.self_signed(&key).unwrap();
+    let config = rustls::ServerConfig::builder_with_provider(tls::provider())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(
+            vec![certificate.der().clone()],
+            rustls::pki_types::PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
+        )
+        .unwrap();
+    let (near, far) = tokio::io::duplex(64 * 1024);
+    let accepting = TlsAcceptor::from(Arc::new(config)).accept(far);
+    let connecting = async { Ok::<_, io::Error>(near) };
+    let redeeming = redeem_over(&token, None, connecting);
+    let (redeemed, _) = tokio::join!(redeeming, accepting);
+    let error = redeemed.unwrap_err();
+    assert!(matches!(error, EnrolError::UnknownIssuer { .. }), "{error}");
+    assert!(error.to_string().contains("--ca-file"), "{error}");
+}
+
 /// Something that takes connections and says nothing is given up after the deadline.
 #[tokio::test]
 async fn silence_is_given_up() {
@@ -255,7 +302,13 @@ async fn silence_is_given_up() {
     let relay = relay("https", Behaviour::Honest).await;
     let mut token = token(&relay).await;
     token.relay = Url::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
-    let result = redeem_within(Duration::from_millis(20), &token, None).await;
+    let result = redeem_within(
+        Duration::from_millis(20),
+        &token,
+        None,
+        client::connect(&token.relay),
+    )
+    .await;
     assert!(
         matches!(result, Err(EnrolError::Timeout { .. })),
         "{result:?}"

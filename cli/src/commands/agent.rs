@@ -11,6 +11,7 @@ use crate::commands::{listen_if, read_token, until_second_signal};
 
 pub(super) async fn run(args: args::Agent) -> anyhow::Result<()> {
     throwline_ops::limits::raise_open_files();
+    let proxies = args.outbound.proxies()?;
     let (shutdown, second) = Shutdown::from_signals().context("cannot listen for signals")?;
     let admin = listen_if(args.admin_listen, "the admin endpoints (--admin-listen)").await?;
     match (
@@ -19,7 +20,8 @@ pub(super) async fn run(args: args::Agent) -> anyhow::Result<()> {
     ) {
         (Some(file), false) => {
             let token = read_token(file).await?;
-            throwline_agent::enrol(&token, &args.state_dir, args.ca_file.as_deref()).await?;
+            let ca_file = args.outbound.ca_file.as_deref();
+            throwline_agent::enrol(&token, &args.state_dir, ca_file, &proxies).await?;
         }
         // A token that was redeemed stays in the unit file or the pod's spec; that is no mistake.
         (_, true) => {}
@@ -34,7 +36,8 @@ pub(super) async fn run(args: args::Agent) -> anyhow::Result<()> {
         None => ClusterAccess::InCluster,
     };
     let mut config = Config::load(&args.state_dir, cluster)?;
-    if let Some(ca_file) = args.ca_file {
+    config.proxies = proxies;
+    if let Some(ca_file) = args.outbound.ca_file {
         config.extra_ca = Some(ca_file);
     }
     config.audit = match args.audit_log.as_str() {

@@ -7,7 +7,7 @@ use throwline_local_proxy::Store;
 use throwline_tunnel::proto::messages::ClusterInfo;
 
 use crate::args::{self, Output};
-use crate::commands::state_dir;
+use crate::commands::{outbound, state_dir};
 use crate::output;
 
 /// A cluster as `-o json` says it. Scripts rely on these names.
@@ -30,7 +30,8 @@ struct Entry {
 
 pub(super) async fn run(args: args::Clusters) -> anyhow::Result<()> {
     let store = Store::new(state_dir(args.state.state_dir)?);
-    let clusters = throwline_local_proxy::clusters(&store).await?;
+    let outbound = outbound(args.outbound)?;
+    let clusters = throwline_local_proxy::clusters(&store, &outbound).await?;
     match args.output {
         Output::Json => {
             let entries: Vec<Entry> = clusters.into_iter().map(Entry::from).collect();

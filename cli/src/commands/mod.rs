@@ -17,10 +17,11 @@ use std::str::FromStr;
 
 use anyhow::Context;
 use throwline_certs::token::EnrolmentToken;
+use throwline_local_proxy::Outbound;
 use throwline_ops::shutdown::SecondSignal;
 use tokio::net::TcpListener;
 
-use crate::args::{Command, Database, Token};
+use crate::args::{self, Command, Database, Token};
 
 /// A token is a few hundred bytes; anything longer is the wrong file.
 const MAX_TOKEN: u64 = 16 * 1024;
@@ -94,6 +95,14 @@ fn state_dir(given: Option<PathBuf>) -> anyhow::Result<PathBuf> {
     given
         .or_else(throwline_local_proxy::default_state_dir)
         .context("there is no home directory to keep your identity in; give --state-dir")
+}
+
+/// The way out to the relay, as flags and environment say.
+fn outbound(args: args::Outbound) -> anyhow::Result<Outbound> {
+    Ok(Outbound {
+        proxies: args.proxies()?,
+        extra_ca: args.ca_file,
+    })
 }
 
 async fn listen(addr: SocketAddr, what: &str) -> anyhow::Result<TcpListener> {

@@ -7,7 +7,7 @@ use throwline_ops::{Readiness, Shutdown, admin};
 use tokio::sync::oneshot;
 
 use crate::args;
-use crate::commands::{listen_if, state_dir, until_second_signal};
+use crate::commands::{listen_if, outbound, state_dir, until_second_signal};
 
 pub(super) async fn run(args: args::Proxy) -> anyhow::Result<()> {
     anyhow::ensure!(
@@ -20,6 +20,7 @@ pub(super) async fn run(args: args::Proxy) -> anyhow::Result<()> {
         listen_if(args.admin_listen, "the admin endpoints (--admin-listen)").await?;
 
     let mut config = Config::new(state_dir(args.state.state_dir)?);
+    config.outbound = outbound(args.outbound)?;
     config.clusters = args.clusters;
     config.port = args.port;
     config.kubeconfig = match args.kubeconfig.or_else(default_kubeconfig) {

@@ -8,14 +8,13 @@ pub(crate) use dial::{dial_config, dial_error, open_error, refused_by_agent};
 
 use super::{Dial, Dialed};
 use crate::{
-    config::Timing,
+    config::{Outbound, Timing},
     error::Failure,
     metrics::Metrics,
     store::{Credentials, Store},
 };
 use futures::future::BoxFuture;
 use std::{
-    path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering},
@@ -48,7 +47,7 @@ pub(crate) struct Link(Arc<Inner>);
 
 struct Inner {
     store: Store,
-    extra_ca: Option<PathBuf>,
+    outbound: Outbound,
     timing: Timing,
     metrics: Metrics,
     /// Tells two local proxies of one user apart.
@@ -75,13 +74,13 @@ impl Link {
     pub(crate) fn new(
         store: Store,
         credentials: Credentials,
-        extra_ca: Option<PathBuf>,
+        outbound: Outbound,
         timing: Timing,
         metrics: Metrics,
     ) -> Self {
         Self(Arc::new(Inner {
             store,
-            extra_ca,
+            outbound,
             timing,
             metrics,
             instance: format!("{:016x}", rand::random::<u64>()),

@@ -6,8 +6,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_rustls::TlsConnector;
 use tokio_util::compat::FuturesAsyncReadCompatExt as _;
+use url::Url;
 
 use crate::message;
 use crate::mux::Side;
@@ -20,8 +20,8 @@ use crate::proto::{VERSION, VERSION_MIN};
 use crate::ws::{self, WsDriver, WsIo};
 
 use super::handle::start;
-use super::socket::Socket;
-use super::{Connection, DialConfig, DialError, RelayName, connect, upgrade};
+use super::socket::{Socket, secure};
+use super::{Connection, DialConfig, DialError, RelayName, proxy, upgrade};
 
 /// Dials the relay: resolves its name anew, tries all its addresses, upgrades, proves who we are.
 pub async fn dial(config: &DialConfig) -> Result<Connection, DialError> {
@@ -95,31 +95,28 @@ pub(super) struct Target {
 impl Target {
     fn of(config: &DialConfig) -> Result<Self, DialError> {
         let url = &config.relay;
-        let bad = |why| DialError::BadUrl {
-            url: url.to_string(),
-            why,
-        };
+        let target = Self::at(url)?;
+        if !target.tls && !is_loopback(url) && !config.allow_plaintext {
+            return Err(bad(url, "http:// is for loopback hosts only; use https://"));
+        }
+        if target.tls && config.tls.is_none() {
+            return Err(bad(url, "https:// needs a TLS configuration"));
+        }
+        Ok(target)
+    }
+
+    pub(super) fn at(url: &Url) -> Result<Self, DialError> {
         let tls = match url.scheme() {
             "https" => true,
             "http" => false,
-            _ => return Err(bad("it must begin with https://")),
+            _ => return Err(bad(url, "it must begin with https://")),
         };
         if !url.username().is_empty() || url.password().is_some() {
-            return Err(bad("it must not hold a user or password"));
+            return Err(bad(url, "it must not hold a user or password"));
         }
-        let loopback = match url.host() {
-            Some(url::Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
-            Some(url::Host::Ipv4(ip)) => ip.is_loopback(),
-            Some(url::Host::Ipv6(ip)) => ip.is_loopback(),
-            None => return Err(bad("it has no host")),
+        let Some(host) = url.host_str() else {
+            return Err(bad(url, "it has no host"));
         };
-        if !tls && !loopback && !config.allow_plaintext {
-            return Err(bad("http:// is for loopback hosts only; use https://"));
-        }
-        if tls && config.tls.is_none() {
-            return Err(bad("https:// needs a TLS configuration"));
-        }
-        let host = url.host_str().unwrap_or_default();
         let host = host
             .trim_start_matches('[')
             .trim_end_matches(']')
@@ -130,32 +127,50 @@ impl Target {
             tls,
         })
     }
+
+    pub(super) fn authority(&self) -> String {
+        authority(&self.host, self.port)
+    }
+}
+
+fn bad(url: &Url, why: &'static str) -> DialError {
+    DialError::BadUrl {
+        url: url.to_string(),
+        why,
+    }
+}
+
+/// HOST:PORT, an IPv6 address in brackets.
+pub(super) fn authority(host: &str, port: u16) -> String {
+    match host.contains(':') {
+        true => format!("[{host}]:{port}"),
+        false => format!("{host}:{port}"),
+    }
+}
+
+pub(super) fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(url::Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
+        Some(url::Host::Ipv4(ip)) => ip.is_loopback(),
+        Some(url::Host::Ipv6(ip)) => ip.is_loopback(),
+        None => false,
+    }
 }
 
 async fn reach(config: &DialConfig, target: &Target) -> Result<Socket, DialError> {
-    let within = config.timing.connect;
-    let connecting = connect::connect(&target.host, target.port);
-    let tcp = timely(within, "connecting", connecting).await?;
+    let (relay, within) = (&config.relay, config.timing.connect);
+    let connecting = proxy::connected(relay, target, &config.proxies, &config.software, within);
+    let socket = connecting.await?;
     let (true, Some(tls)) = (target.tls, &config.tls) else {
-        return Ok(Socket::Plain(tcp));
+        return Ok(socket);
     };
-    let mut tls = tls.clone();
-    if tls.alpn_protocols != [b"http/1.1"] {
-        // The upgrade exists in HTTP/1.1 only.
-        let mut only = (*tls).clone();
-        only.alpn_protocols = vec![b"http/1.1".to_vec()];
-        tls = only.into();
-    }
-    let name = ServerName::try_from(target.host.clone()).map_err(|_| DialError::BadUrl {
-        url: config.relay.to_string(),
-        why: "its host is not a name that TLS can check",
-    })?;
+    let name = ServerName::try_from(target.host.clone())
+        .map_err(|_| bad(relay, "its host is not a name that TLS can check"))?;
     let handshake = async {
-        let shaken = TlsConnector::from(tls).connect(name, tcp).await;
+        let shaken = secure(socket, name, tls.clone()).await;
         shaken.map_err(|error| tls_error(&target.host, error))
     };
-    let stream = timely(within, "in the TLS handshake", handshake).await?;
-    Ok(Socket::Tls(Box::new(stream)))
+    timely(within, "in the TLS handshake", handshake).await
 }
 
 fn tls_error(host: &str, error: io::Error) -> DialError {
@@ -307,7 +322,7 @@ where
     }
 }
 
-async fn timely<T>(
+pub(super) async fn timely<T>(
     within: Duration,
     phase: &'static str,
     step: impl Future<Output = Result<T, DialError>>,

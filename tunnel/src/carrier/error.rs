@@ -7,7 +7,7 @@ use crate::proto::close::CloseReason;
 use crate::proto::messages::Refusal;
 use crate::proto::wire::WireError;
 
-use super::BoxError;
+use super::{BoxError, ProxyFault};
 
 /// Why a relay could not be reached, or would not have us.
 #[derive(Debug, thiserror::Error)]
@@ -29,14 +29,23 @@ pub enum DialError {
         "the TLS handshake with {host} failed: {source}; check that this is a relay and that nothing in between ends TLS"
     )]
     Tls { host: String, source: io::Error },
+    /// What is on the way ends TLS and is not known, as a rule; also a relay set up anew.
     #[error(
-        "the certificate of {host} is not signed by an authority known here; if a proxy or load balancer ends TLS, add its CA with the extra CA option"
+        "the certificate shown for {host} is of an issuer that is unknown here: something in between may end TLS (a proxy that inspects it? a load balancer?); give the CA of that with --ca-file, if it is one of yours"
     )]
     UnknownIssuer { host: String },
     #[error(
         "the certificate of {host} has expired or is not valid yet; renew it, or check this machine's clock"
     )]
     ServerCertificateExpired { host: String },
+    /// The way out, before any relay.
+    #[error("the proxy {proxy} {fault}")]
+    Proxy {
+        /// HOST:PORT, without user and password.
+        proxy: String,
+        #[source]
+        fault: ProxyFault,
+    },
     #[error("the certificate presented is not for {host}; check the relay URL")]
     WrongHost { host: String },
     /// An answer that is not a relay's, or a relay's that has no variant of its own.
@@ -101,6 +110,7 @@ impl DialError {
             | Self::Unauthenticated
             | Self::CertificateExpired { .. }
             | Self::Version { .. } => false,
+            Self::Proxy { fault, .. } => fault.is_transient(),
             Self::Refused(refusal) => !matches!(
                 refusal.code(),
                 RefusalCode::Version | RefusalCode::Unauthenticated | RefusalCode::NotAllowed

@@ -9,6 +9,7 @@ mod dial;
 mod driver;
 mod error;
 mod handle;
+mod proxy;
 mod socket;
 mod upgrade;
 
@@ -25,6 +26,10 @@ pub use accept::{AcceptConfig, accept};
 pub use dial::{dial, dial_over};
 pub use error::{AcceptError, DialError, OpenError};
 pub use handle::{Carrier, Incoming, IncomingStream};
+pub use proxy::{BadProxy, Proxies, ProxyFault, reach};
+
+/// What this build is called by default.
+const SOFTWARE: &str = concat!("throwline/", env!("CARGO_PKG_VERSION"));
 
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -86,7 +91,8 @@ pub struct Timing {
     /// Challenge, proof and welcome together. Default 5 s; the longest that an unproven dialer
     /// holds a connection.
     pub handshake: Duration,
-    /// TCP, TLS and HTTP upgrade of a dial, each. Default 10 s.
+    /// TCP, TLS and HTTP upgrade of a dial, each, and the same with a proxy on the way. Default
+    /// 10 s.
     pub connect: Duration,
     /// From opening a stream to the acceptor's reply. Default 10 s.
     pub open: Duration,
@@ -149,6 +155,8 @@ pub struct DialConfig {
     /// Allows `http://` to hosts that are not loopback. Default no: the assertion would cross the
     /// network in the clear.
     pub allow_plaintext: bool,
+    /// Whether a proxy is on the way. Default: none is.
+    pub proxies: Proxies,
     pub prover: Arc<Prover>,
     pub role: Role,
     /// Tells two processes of one identity apart.
@@ -176,10 +184,11 @@ impl DialConfig {
             relay,
             tls,
             allow_plaintext: false,
+            proxies: Proxies::none(),
             prover,
             role,
             instance: instance.into(),
-            software: concat!("throwline/", env!("CARGO_PKG_VERSION")).to_owned(),
+            software: SOFTWARE.to_owned(),
             avoid: Vec::new(),
             timing: Timing::default(),
             ws: ws::Config::edge(),

@@ -1,23 +1,46 @@
-//! A dialled connection: plain TCP or TLS.
+//! A dialled connection: TCP, TLS over one, or a proxy's tunnel in one.
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+
+use crate::http1::Rewound;
 
 pub(super) enum Socket {
     Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<TlsStream<Socket>>),
+    /// Through a proxy, which may have sent the far end's first bytes with its own.
+    Tunnel(Box<Rewound<Socket>>),
 }
 
-macro_rules! both {
+/// Speaks TLS on it, and HTTP/1.1 in there: upgrades and CONNECT exist in this version only.
+pub(super) async fn secure(
+    socket: Socket,
+    name: ServerName<'static>,
+    mut tls: Arc<rustls::ClientConfig>,
+) -> io::Result<Socket> {
+    if tls.alpn_protocols != [b"http/1.1"] {
+        let mut only = (*tls).clone();
+        only.alpn_protocols = vec![b"http/1.1".to_vec()];
+        tls = only.into();
+    }
+    let stream = TlsConnector::from(tls).connect(name, socket).await?;
+    Ok(Socket::Tls(Box::new(stream)))
+}
+
+macro_rules! each {
     ($self:ident, $method:ident $(, $arg:expr)*) => {
         match $self.get_mut() {
             Socket::Plain(io) => Pin::new(io).$method($($arg),*),
             Socket::Tls(io) => Pin::new(io.as_mut()).$method($($arg),*),
+            Socket::Tunnel(io) => Pin::new(io.as_mut()).$method($($arg),*),
         }
     };
 }
@@ -28,7 +51,7 @@ impl AsyncRead for Socket {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        both!(self, poll_read, cx, buf)
+        each!(self, poll_read, cx, buf)
     }
 }
 
@@ -38,14 +61,14 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        both!(self, poll_write, cx, buf)
+        each!(self, poll_write, cx, buf)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        both!(self, poll_flush, cx)
+        each!(self, poll_flush, cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        both!(self, poll_shutdown, cx)
+        each!(self, poll_shutdown, cx)
     }
 }

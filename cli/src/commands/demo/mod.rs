@@ -10,8 +10,9 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use throwline_agent::{Audit, ClusterAccess};
 use throwline_certs::authority::{Authority, Subject};
-use throwline_local_proxy::{Ready, Store};
+use throwline_local_proxy::{Outbound, Ready, Store};
 use throwline_ops::{Shutdown, ShutdownTrigger};
+use throwline_tunnel::carrier::Proxies;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -189,7 +190,7 @@ impl Parts {
         });
 
         let agent_dir = dir.join("agent");
-        throwline_agent::enrol(&agent_token, &agent_dir, None).await?;
+        throwline_agent::enrol(&agent_token, &agent_dir, None, &Proxies::none()).await?;
         let audit = dir.join("audit.jsonl");
         let mut agent_config = throwline_agent::Config::load(
             &agent_dir,
@@ -201,7 +202,7 @@ impl Parts {
         });
 
         let store = Store::new(dir.join("user"));
-        throwline_local_proxy::login(&user_token, &store, None).await?;
+        throwline_local_proxy::login(&user_token, &store, &Outbound::default()).await?;
         let round_trip_us = connected(&store).await?;
 
         let mut proxy_config = throwline_local_proxy::Config::new(store.dir());
@@ -270,7 +271,7 @@ impl Parts {
 async fn connected(store: &Store) -> anyhow::Result<u64> {
     let deadline = tokio::time::Instant::now() + CONNECT;
     loop {
-        let clusters = throwline_local_proxy::clusters(store).await?;
+        let clusters = throwline_local_proxy::clusters(store, &Outbound::default()).await?;
         if let Some(cluster) = clusters
             .iter()
             .find(|cluster| cluster.name == CLUSTER && cluster.connected)

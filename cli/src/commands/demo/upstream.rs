@@ -8,8 +8,8 @@ use k8s_openapi::api::authorization::v1::{
     ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec,
 };
 use kube::api::PostParams;
-use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client};
+use throwline_agent::upstream::read_kubeconfig;
 use throwline_demo_cluster::{DemoCluster, Options};
 use tokio::net::TcpListener;
 
@@ -102,11 +102,7 @@ impl Upstream {
 }
 
 async fn client(file: &Path) -> anyhow::Result<(Client, String)> {
-    let kubeconfig = Kubeconfig::read_from(file)
-        .with_context(|| format!("cannot read the kubeconfig {}", file.display()))?;
-    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
-        .await
-        .with_context(|| format!("the kubeconfig {} cannot be used", file.display()))?;
+    let config = read_kubeconfig(file).await?;
     let server = config.cluster_url.to_string();
     Ok((Client::try_from(config)?, server))
 }

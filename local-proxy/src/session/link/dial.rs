@@ -2,11 +2,11 @@
 
 use super::Inner;
 use crate::{
-    config::Timing,
+    config::{Outbound, Timing},
     error::Failure,
     store::{Credentials, Store, StoreError},
 };
-use std::{io, path::Path, sync::Arc};
+use std::{io, sync::Arc};
 use throwline_certs::{jws, sha256, tls};
 use throwline_tunnel::{
     carrier::{self, Connection, DialConfig, DialError, OpenError, Prover},
@@ -16,13 +16,13 @@ use throwline_tunnel::{
 /// How a local proxy with these credentials dials its relay.
 pub(crate) fn dial_config(
     credentials: &Credentials,
-    extra_ca: Option<&Path>,
+    outbound: &Outbound,
     timing: &Timing,
     instance: &str,
 ) -> Result<DialConfig, Failure> {
     let internal = |error: &dyn std::fmt::Display| Failure::Internal(error.to_string());
     let relay = &credentials.relay;
-    let extra_ca = extra_ca.or(relay.ca_file.as_deref());
+    let extra_ca = outbound.extra_ca.as_deref().or(relay.ca_file.as_deref());
     let tls = (relay.url.scheme() == "https")
         .then(|| tls::carrier_client(&credentials.roots, extra_ca))
         .transpose()
@@ -43,6 +43,9 @@ pub(crate) fn dial_config(
         instance,
     );
     config.timing = timing.carrier.clone();
+    let proxy_tls = || tls::proxy_client(extra_ca);
+    let proxies = outbound.proxies.trusting(&relay.url, proxy_tls);
+    config.proxies = proxies.map_err(|e| internal(&e))?;
     Ok(config)
 }
 
@@ -50,12 +53,7 @@ impl Inner {
     /// Dials once, with the newest identity there is.
     pub(super) async fn dial(&self) -> Result<Connection, Failure> {
         let credentials = self.newest().await?;
-        let config = dial_config(
-            &credentials,
-            self.extra_ca.as_deref(),
-            &self.timing,
-            &self.instance,
-        )?;
+        let config = dial_config(&credentials, &self.outbound, &self.timing, &self.instance)?;
         carrier::dial(&config)
             .await
             .map_err(|error| dial_error(&credentials, error))
