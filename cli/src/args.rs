@@ -3,11 +3,12 @@
 //! These are strings and numbers as people type them; each command turns its own into the
 //! typed configuration of the crate that it calls.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
 use throwline_tunnel::carrier::{BadProxy, Proxies};
 use url::Url;
 
@@ -174,6 +175,21 @@ pub(crate) struct Relay {
     /// Speak plain HTTP, for a load balancer that ends TLS.
     #[arg(long, conflicts_with_all = ["tls_cert", "tls_key"], env = "THROWLINE_PLAINTEXT", help_heading = "TLS")]
     pub(crate) plaintext: bool,
+    /// A balancer's address or network (CIDR), believed when it names its client by
+    /// X-Forwarded-For or the PROXY protocol; may be given several times. By default nobody is.
+    #[arg(
+        long = "trust-proxy",
+        value_name = "CIDR",
+        value_delimiter = ',',
+        value_parser = network,
+        env = "THROWLINE_TRUST_PROXY",
+        help_heading = "Balancer"
+    )]
+    pub(crate) trusted_proxies: Vec<IpNet>,
+    /// Connections from --trust-proxy begin with a PROXY protocol header, version 1 or 2; one
+    /// without is closed. Connections from elsewhere must not have one.
+    #[arg(long, env = "THROWLINE_PROXY_PROTOCOL", help_heading = "Balancer")]
+    pub(crate) proxy_protocol: bool,
     /// Serve /healthz, /readyz, /metrics and POST /drain on this address. Keep it off the internet.
     #[arg(long, value_name = "ADDR", env = "THROWLINE_ADMIN_LISTEN")]
     pub(crate) admin_listen: Option<SocketAddr>,
@@ -480,6 +496,14 @@ pub(crate) struct Proxy {
     pub(crate) state: UserState,
 }
 
+/// `10.0.0.0/8`, or a bare address for itself alone.
+fn network(text: &str) -> Result<IpNet, String> {
+    text.parse::<IpNet>()
+        .map(|network| network.trunc())
+        .or_else(|_| text.parse::<IpAddr>().map(IpNet::from))
+        .map_err(|_| "not an address or a network, as 10.0.0.5 or 10.0.0.0/24".to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -505,6 +529,31 @@ mod tests {
             "d",
         ];
         assert!(Cli::try_parse_from(args).is_err());
+    }
+
+    fn trusted(words: &[&str]) -> Result<Vec<String>, clap::Error> {
+        let relay = "throwline relay --listen [::]:1 --public-url https://r --state-dir d";
+        let words = relay.split(' ').chain(words.iter().copied());
+        let Command::Relay(relay) = Cli::try_parse_from(words)?.command else {
+            panic!("not relay")
+        };
+        let networks = relay.trusted_proxies.iter();
+        Ok(networks.map(ToString::to_string).collect())
+    }
+
+    #[test]
+    fn balancers_are_addresses_or_networks() {
+        let flags = "--trust-proxy 10.0.0.5 --trust-proxy 10.1.2.3/16,2001:db8::1";
+        let flags: Vec<_> = flags.split(' ').collect();
+        assert_eq!(
+            trusted(&flags).unwrap(),
+            ["10.0.0.5/32", "10.1.0.0/16", "2001:db8::1/128"]
+        );
+        assert!(trusted(&[]).unwrap().is_empty());
+        for wrong in ["balancer.internal", "10.0.0.0/33", "10.0.0.5:443", ""] {
+            let error = trusted(&["--trust-proxy", wrong]).unwrap_err().to_string();
+            assert!(error.contains("10.0.0.0/24"), "{error}");
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //! deadline only bounds how long a failure takes.
 
 pub mod backend;
+pub mod balancer;
 pub mod client;
 pub mod fleet;
 pub mod forwarder;

@@ -82,7 +82,17 @@ impl Relay {
         public_url: &str,
         arguments: &[&str],
     ) -> Result<Self> {
-        let admin = free_address()?;
+        Self::with_admin(dir, listen, free_address()?, public_url, arguments).await
+    }
+
+    /// With its admin listener where a balancer's health checks look for it.
+    pub async fn with_admin(
+        dir: &Path,
+        listen: SocketAddr,
+        admin: SocketAddr,
+        public_url: &str,
+        arguments: &[&str],
+    ) -> Result<Self> {
         let state = dir.join("relay-state");
         std::fs::create_dir_all(dir)?;
         let mut all: Vec<String> = ["relay", "--listen", &listen.to_string(), "--public-url"]

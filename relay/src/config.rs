@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use throwline_tunnel::{carrier, mux, ws};
 use url::Url;
 
@@ -16,10 +17,14 @@ pub struct Config {
     pub tls: Tls,
     /// A name for this relay in challenges and logs. Default: random.
     pub instance: String,
-    /// Whether the last element of `X-Forwarded-For` is the client's address. Default: no.
-    /// Say yes only behind a balancer that appends to the header: elsewhere a client could
-    /// choose the address that its rate limit and the audit see.
-    pub trust_forwarded_for: bool,
+    /// The balancers that are believed when they name their client, by `X-Forwarded-For` or the
+    /// PROXY protocol. Default: none. An address in here can choose what limits, logs and the
+    /// audit see, and has no limit of its own on half-open connections; so it must be a
+    /// balancer's that sets what it forwards, and no client's.
+    pub trusted_proxies: Vec<IpNet>,
+    /// Whether connections of `trusted_proxies` to the public listener begin with a header of
+    /// the PROXY protocol, version 1 or 2. Default: no. If yes, one without is closed.
+    pub proxy_protocol: bool,
     pub limits: Limits,
     pub timing: Timing,
     pub ws: ws::Config,
@@ -32,7 +37,8 @@ impl Config {
             public_url,
             tls,
             instance: format!("relay-{:08x}", rand::random::<u32>()),
-            trust_forwarded_for: false,
+            trusted_proxies: Vec::new(),
+            proxy_protocol: false,
             limits: Limits::default(),
             timing: Timing::default(),
             ws: ws::Config::relay(),
@@ -93,8 +99,9 @@ pub struct Limits {
     /// the oldest. Worst case: one descriptor and about 40 KiB each while in TLS, so 160 MiB.
     pub half_open: usize,
     /// The same from one address (of IPv6, one /64). Default 256: a whole office or cluster
-    /// behind one NAT after an outage. Not applied behind a balancer, where all connections
-    /// come from its address.
+    /// behind one NAT after an outage. Of `trusted_proxies`, it is each client's as soon as it
+    /// is known. With `Tls::Plaintext` and no such list it is not applied: then all connections
+    /// come from one balancer.
     pub half_open_per_address: usize,
     /// Enrolments that one address may try at once before it has to wait. Default 60.
     pub enrolment_burst: u32,
@@ -139,7 +146,8 @@ impl Default for Limits {
 /// How long things may take.
 #[derive(Debug, Clone)]
 pub struct Timing {
-    /// From the accepted TCP connection to the end of its TLS handshake. Default 10 s.
+    /// From the accepted TCP connection to the end of its TLS handshake, a PROXY header before
+    /// it included. Default 10 s.
     pub tls_handshake: Duration,
     /// From there to the last byte of the request's head. Default 10 s.
     pub request_head: Duration,

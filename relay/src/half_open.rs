@@ -35,7 +35,8 @@ struct State {
 }
 
 struct Member {
-    address: IpAddr,
+    /// `None` while a balancer has not told whose it is.
+    address: Option<IpAddr>,
     shed: CancellationToken,
 }
 
@@ -47,7 +48,7 @@ pub(crate) struct Place {
 }
 
 impl HalfOpen {
-    /// `cap_per_address` is `None` where all connections come from one balancer.
+    /// `cap_per_address` is `None` where no client's address is known.
     pub(crate) fn new(
         cap: usize,
         cap_per_address: Option<usize>,
@@ -65,8 +66,9 @@ impl HalfOpen {
         }
     }
 
-    pub(crate) fn enter(&self, address: IpAddr) -> Place {
-        let address = network_of(address);
+    /// `address` is `None` for a connection of a balancer that has not told its client yet; see
+    /// [`Place::belongs_to`].
+    pub(crate) fn enter(&self, address: Option<IpAddr>) -> Place {
         let shed = CancellationToken::new();
         let mut state = self.shared.lock();
         let number = state.next;
@@ -74,26 +76,15 @@ impl HalfOpen {
         state.members.insert(
             number,
             Member {
-                address,
+                address: None,
                 shed: shed.clone(),
             },
         );
-        let same = state.by_address.entry(address).or_default();
-        same.insert(number);
-        let too_many_here = self
-            .shared
-            .cap_per_address
-            .is_some_and(|cap| same.len() > cap);
-        let oldest = if too_many_here {
-            same.first().copied()
-        } else if state.members.len() > self.shared.cap {
-            state.members.first_key_value().map(|(number, _)| *number)
-        } else {
-            None
-        };
-        if let Some(member) = oldest.and_then(|oldest| state.remove(oldest)) {
-            member.shed.cancel();
-            self.shared.shed.inc();
+        let crowded =
+            address.is_some_and(|address| self.shared.attribute(&mut state, number, address));
+        if !crowded && state.members.len() > self.shared.cap {
+            let oldest = state.oldest();
+            self.shared.shed(&mut state, oldest);
         }
         self.shared.gauge.set(state.len());
         drop(state);
@@ -107,16 +98,20 @@ impl HalfOpen {
     /// Makes room when the whole process is short of something.
     pub(crate) fn shed_oldest(&self) {
         let mut state = self.shared.lock();
-        let oldest = state.members.first_key_value().map(|(number, _)| *number);
-        if let Some(member) = oldest.and_then(|oldest| state.remove(oldest)) {
-            member.shed.cancel();
-            self.shared.shed.inc();
-            self.shared.gauge.set(state.len());
-        }
+        let oldest = state.oldest();
+        self.shared.shed(&mut state, oldest);
+        self.shared.gauge.set(state.len());
     }
 }
 
 impl Place {
+    /// Counts this connection as this client's from now on.
+    pub(crate) fn belongs_to(&self, address: IpAddr) {
+        let mut state = self.shared.lock();
+        self.shared.attribute(&mut state, self.number, address);
+        self.shared.gauge.set(state.len());
+    }
+
     /// Ends when this connection has to make room.
     pub(crate) async fn shed(&self) {
         self.shed.cancelled().await;
@@ -137,18 +132,59 @@ impl Shared {
         // count is better than a listener that accepts nobody.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Counts a member under an address. Whether that made one too many there, of which the
+    /// oldest then was shed.
+    fn attribute(&self, state: &mut State, number: u64, address: IpAddr) -> bool {
+        let address = network_of(address);
+        let Some(member) = state.members.get_mut(&number) else {
+            return false;
+        };
+        let before = member.address.replace(address);
+        if before == Some(address) {
+            return false;
+        }
+        if let Some(before) = before {
+            state.forget(before, number);
+        }
+        let same = state.by_address.entry(address).or_default();
+        same.insert(number);
+        if self.cap_per_address.is_none_or(|cap| same.len() <= cap) {
+            return false;
+        }
+        let oldest = same.first().copied();
+        self.shed(state, oldest);
+        true
+    }
+
+    fn shed(&self, state: &mut State, number: Option<u64>) {
+        if let Some(member) = number.and_then(|number| state.remove(number)) {
+            member.shed.cancel();
+            self.shed.inc();
+        }
+    }
 }
 
 impl State {
     fn remove(&mut self, number: u64) -> Option<Member> {
         let member = self.members.remove(&number)?;
-        if let Some(same) = self.by_address.get_mut(&member.address) {
-            same.remove(&number);
-            if same.is_empty() {
-                self.by_address.remove(&member.address);
-            }
+        if let Some(address) = member.address {
+            self.forget(address, number);
         }
         Some(member)
+    }
+
+    fn forget(&mut self, address: IpAddr, number: u64) {
+        if let Some(same) = self.by_address.get_mut(&address) {
+            same.remove(&number);
+            if same.is_empty() {
+                self.by_address.remove(&address);
+            }
+        }
+    }
+
+    fn oldest(&self) -> Option<u64> {
+        self.members.first_key_value().map(|(number, _)| *number)
     }
 
     fn len(&self) -> i64 {
@@ -180,8 +216,8 @@ mod tests {
         )
     }
 
-    fn address(last: u8) -> IpAddr {
-        IpAddr::from([127, 0, 0, last])
+    fn address(last: u8) -> Option<IpAddr> {
+        Some(IpAddr::from([127, 0, 0, last]))
     }
 
     #[test]
@@ -204,6 +240,31 @@ mod tests {
         let shed: Vec<_> = places.iter().map(|p| p.shed.is_cancelled()).collect();
         assert_eq!(shed, [true, true, true, false, false]);
         assert!(!other.shed.is_cancelled());
+    }
+
+    #[test]
+    fn what_a_balancer_brings_counts_for_its_client_once_that_is_known() {
+        let set = set(100, Some(2));
+        let unknown: Vec<_> = (0..10).map(|_| set.enter(None)).collect();
+        assert!(unknown.iter().all(|place| !place.shed.is_cancelled()));
+        let client = IpAddr::from([192, 0, 2, 7]);
+        for place in &unknown[..4] {
+            place.belongs_to(client);
+        }
+        // Told twice is told once.
+        unknown[3].belongs_to(client);
+        let shed: Vec<_> = unknown.iter().map(|p| p.shed.is_cancelled()).collect();
+        assert_eq!(shed[..5], [true, true, false, false, false]);
+        // A second balancer in front of the first knew better.
+        unknown[2].belongs_to(IpAddr::from([192, 0, 2, 8]));
+        unknown[5].belongs_to(client);
+        assert!(!unknown[3].shed.is_cancelled());
+        assert_eq!(set.shared.gauge.get(), 8);
+        // One that was shed stays out, whoever it turns out to be.
+        unknown[0].belongs_to(client);
+        assert_eq!(set.shared.shed.get(), 2);
+        drop(unknown);
+        assert!(set.shared.lock().by_address.is_empty());
     }
 
     #[test]

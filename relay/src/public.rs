@@ -4,7 +4,7 @@
 //! a line goes is decided by the identity that its carrier has proved.
 
 use std::convert::Infallible;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use tracing::{debug, warn};
 
 use crate::accept::{Admission, Denied};
 use crate::enrol;
-use crate::listener::Door;
+use crate::listener::{Caller, Door};
 use crate::pace::{Turn, in_turn};
 use crate::relay::Shared;
 use crate::response::{self, Body};
@@ -54,29 +54,24 @@ struct Ping {
     version: &'static str,
 }
 
-pub(crate) async fn serve<T>(
-    shared: &Arc<Shared>,
-    io: T,
-    address: SocketAddr,
-    door: &Door,
-    turn: Option<Turn>,
-) -> Outcome<T>
+pub(crate) async fn serve<T>(shared: &Arc<Shared>, io: T, caller: &Caller) -> Outcome<T>
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let admitted: Arc<Mutex<Option<Box<Admitted>>>> = Arc::default();
+    let address = caller.address;
     let service = service_fn({
         let shared = Arc::clone(shared);
         let admitted = Arc::clone(&admitted);
-        let door = door.clone();
+        let caller = caller.clone();
         move |request| {
             let shared = Arc::clone(&shared);
             let admitted = Arc::clone(&admitted);
-            let door = door.clone();
+            let caller = caller.clone();
             let answered = async move {
-                let response = match taken(&shared, turn, request.uri().path()).await {
+                let response = match taken(&shared, &caller, request.uri().path()).await {
                     Turn::Later(wait) => too_many(&shared, wait),
-                    Turn::Now => answer(&shared, &admitted, address, &door, request).await,
+                    Turn::Now => answer(&shared, &admitted, &caller, request).await,
                 };
                 Ok::<_, Infallible>(response)
             };
@@ -136,14 +131,11 @@ async fn linger<T: AsyncRead + AsyncWrite + Unpin>(io: &mut T) {
 async fn answer(
     shared: &Arc<Shared>,
     admitted: &Mutex<Option<Box<Admitted>>>,
-    peer: SocketAddr,
-    door: &Door,
+    caller: &Caller,
     request: Request<Incoming>,
 ) -> Response<Body> {
-    let client = match door {
-        Door::Public => shared.client_address(peer, request.headers()),
-        Door::Peers(_) => peer,
-    };
+    let client = caller.client(shared, request.headers());
+    let door = &caller.door;
     let path = shared.path_below_prefix(request.uri().path());
     match (request.method(), path) {
         (&Method::GET, "/v1/carrier") => match admit(shared, door, client, request.headers()) {
@@ -186,8 +178,8 @@ async fn answer(
 
 /// The turn that the TLS handshake took or, where a balancer ends TLS, takes one now. A balancer's
 /// health check needs none: a relay that is busy is not down.
-async fn taken(shared: &Shared, turn: Option<Turn>, path: &str) -> Turn {
-    match (shared.path_below_prefix(path), turn) {
+async fn taken(shared: &Shared, caller: &Caller, path: &str) -> Turn {
+    match (shared.path_below_prefix(path), caller.turn) {
         ("/v1/carrier" | "/v1/enroll", Some(turn)) => turn,
         ("/v1/carrier" | "/v1/enroll", None) => in_turn(shared).await,
         _ => Turn::Now,
@@ -244,41 +236,5 @@ impl Refused {
             Self::Denied(denied) => denied.label(),
             Self::Full(_) => "limit",
         }
-    }
-}
-
-/// The client's address as the balancer in front saw it: the last element of the last
-/// `X-Forwarded-For`, for the ones before it are the client's own claim.
-pub(crate) fn forwarded_for(headers: &HeaderMap) -> Option<IpAddr> {
-    let last = headers.get_all("x-forwarded-for").iter().next_back()?;
-    let element = last.to_str().ok()?.rsplit(',').next()?.trim();
-    element
-        .parse()
-        .ok()
-        .or_else(|| Some(element.parse::<SocketAddr>().ok()?.ip()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use http::HeaderValue;
-
-    fn forwarded(values: &[&str]) -> Option<IpAddr> {
-        let mut headers = HeaderMap::new();
-        for value in values {
-            headers.append("x-forwarded-for", HeaderValue::from_str(value).unwrap());
-        }
-        forwarded_for(&headers)
-    }
-
-    #[test]
-    fn only_the_balancers_own_word_counts() {
-        let balancer = Some(IpAddr::from([192, 0, 2, 7]));
-        assert_eq!(forwarded(&["192.0.2.7"]), balancer);
-        assert_eq!(forwarded(&["10.0.0.1, 192.0.2.7"]), balancer);
-        assert_eq!(forwarded(&["10.0.0.1", "10.0.0.2,192.0.2.7"]), balancer);
-        assert_eq!(forwarded(&["192.0.2.7:4711"]), balancer);
-        assert_eq!(forwarded(&["192.0.2.7, unknown"]), None);
-        assert_eq!(forwarded(&[]), None);
     }
 }

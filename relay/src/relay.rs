@@ -1,10 +1,8 @@
 //! The relay as a whole: what all its connections share, and the order in which it ends.
 
-use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::HeaderMap;
 use rustls::ServerConfig;
 use throwline_certs::authority::Authority;
 use throwline_certs::tls::{RelayCertificate, RelayIdentity, relay_server};
@@ -26,10 +24,10 @@ use crate::error::Error;
 use crate::half_open::HalfOpen;
 use crate::listener::{self, Door};
 use crate::metrics::{Metrics, code_label};
+use crate::origin::Trusted;
 use crate::pace::Pace;
 use crate::peers::{self, Peers};
 use crate::policy::{Everyone, Policy};
-use crate::public::forwarded_for;
 use crate::rate::RateLimit;
 use crate::registry::{Memory, Registry};
 use crate::session::Seats;
@@ -63,6 +61,8 @@ pub(crate) struct Shared {
     pub(crate) gate: Gate,
     /// `None` where there is one relay.
     pub(crate) peers: Option<Arc<Peers>>,
+    /// Who is believed about a client's address.
+    pub(crate) trusted: Trusted,
     pub(crate) half_open: HalfOpen,
     pub(crate) enrolments: RateLimit,
     pub(crate) seats: Seats,
@@ -239,13 +239,21 @@ impl Relay {
             }
         };
         let gate = gate(&config.public_url).of_set(self.registry.relays());
-        let behind_balancer = config.tls == Tls::Plaintext;
+        let trusted = Trusted::new(&config.trusted_proxies);
+        let clients_are_known = config.tls != Tls::Plaintext || !trusted.is_empty();
+        if !clients_are_known {
+            warn!(
+                "every client will have the balancer's address in limits, logs and the audit; \
+                 name the balancer with --trust-proxy"
+            );
+        }
         let shared = Shared {
             gate,
             peers,
+            trusted,
             half_open: HalfOpen::new(
                 limits.half_open,
-                (!behind_balancer).then_some(limits.half_open_per_address),
+                clients_are_known.then_some(limits.half_open_per_address),
                 metrics.half_open.clone(),
                 metrics.half_open_shed.clone(),
             ),
@@ -304,14 +312,6 @@ impl Shared {
         }
     }
 
-    /// The address to limit and to tell the agent.
-    pub(crate) fn client_address(&self, peer: SocketAddr, headers: &HeaderMap) -> SocketAddr {
-        if !self.config.trust_forwarded_for {
-            return peer;
-        }
-        forwarded_for(headers).map_or(peer, |address: IpAddr| SocketAddr::new(address, 0))
-    }
-
     /// A balancer may or may not have taken off the public URL's path.
     pub(crate) fn path_below_prefix<'p>(&self, path: &'p str) -> &'p str {
         let prefix = self.config.public_url.path().trim_end_matches('/');
@@ -355,6 +355,13 @@ fn check(config: &Config) -> Result<(), Error> {
     if config.limits.streams_per_carrier == 0 || config.limits.carriers == 0 {
         return Err(Error::Config(
             "a relay without carriers or streams would serve nobody".into(),
+        ));
+    }
+    if config.proxy_protocol && config.trusted_proxies.is_empty() {
+        return Err(Error::Config(
+            "the PROXY protocol is only believed of balancers that are named; name them with \
+             --trust-proxy"
+                .into(),
         ));
     }
     Ok(())

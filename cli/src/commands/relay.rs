@@ -67,6 +67,8 @@ pub(super) async fn run(args: args::Relay) -> anyhow::Result<()> {
         _ => Tls::Own,
     };
     let mut config = Config::new(args.public_url, tls);
+    config.trusted_proxies = args.trusted_proxies;
+    config.proxy_protocol = args.proxy_protocol;
     config.timing.carrier.ping_interval = args.ping_interval;
     config.timing.drain_timeout = args.drain_timeout;
     config.timing.drain_spread = args.drain_spread;

@@ -139,28 +139,3 @@ async fn an_address_that_tries_too_often_has_to_wait() {
     assert!((1..=60).contains(&wait), "{wait}");
     world.end().await;
 }
-
-#[tokio::test]
-async fn behind_a_balancer_each_client_has_its_own_rate() {
-    let world = World::with(Setup {
-        tls: Some(throwline_relay::Tls::Plaintext),
-        configure: Box::new(|config| {
-            config.trust_forwarded_for = true;
-            config.limits.enrolment_burst = 1;
-            config.limits.enrolments_per_minute = 1;
-        }),
-        ..Setup::default()
-    })
-    .await;
-    let from = |client: &str| {
-        let request = format!(
-            "POST /v1/enroll HTTP/1.1\r\nHost: relay\r\nX-Forwarded-For: 203.0.113.9, {client}\r\n\
-             Content-Length: 2\r\n\r\n{{}}"
-        );
-        async move { raw::send(world.address, request.as_bytes()).await.status }
-    };
-    assert_eq!(from("192.0.2.1").await, 400);
-    assert_eq!(from("192.0.2.1").await, 429);
-    assert_eq!(from("192.0.2.2").await, 400);
-    world.end().await;
-}

@@ -12,6 +12,7 @@ mod handshake;
 mod harness;
 mod lifetime;
 mod limits;
+mod origin;
 mod peers;
 mod raw;
 mod routing;
