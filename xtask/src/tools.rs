@@ -455,9 +455,12 @@ fn version_of(name: &str, path: &Path) -> Result<String> {
             .to_owned());
     }
     if name == "envoy" {
-        // As "envoy  version: COMMIT/1.40.0/Clean/RELEASE/BoringSSL".
+        // As "PATH  version: COMMIT/1.40.0/Clean/RELEASE/BoringSSL".
         let text = run::quiet(command.arg("--version"))?;
-        let version = text.split('/').nth(1);
+        let version = text
+            .split("version: ")
+            .nth(1)
+            .and_then(|rest| rest.split('/').nth(1));
         return Ok(version
             .context("envoy does not say its version")?
             .to_owned());
