@@ -1,7 +1,7 @@
-//! Several relays on one PostgreSQL behind one address, clusters and people that come through
+//! Three relays on one PostgreSQL behind a real balancer, clusters and people that come through
 //! them, and a load that counts what it asked and what failed.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex as StdMutex, PoisonError};
@@ -19,6 +19,7 @@ use tokio::sync::Mutex;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
+use crate::balancer::{Balancer, Mode, Product, Site};
 use crate::client::Target;
 use crate::postgres::{OWNER, Postgres};
 use crate::upstream::Upstream;
@@ -30,13 +31,12 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// How many of each there are.
 #[derive(Debug, Clone, Copy)]
 pub struct Size {
-    pub relays: usize,
     pub agents: usize,
     pub proxies: usize,
 }
 
 impl Size {
-    /// As the environment says (`THROWLINE_E2E_RELAYS`, `_AGENTS`, `_PROXIES`), else what every
+    /// As the environment says (`THROWLINE_E2E_AGENTS`, `_PROXIES`), else what every
     /// run of the tests can bear.
     pub fn from_environment() -> Self {
         let number = |name: &str, default| {
@@ -44,81 +44,109 @@ impl Size {
             value.and_then(|text| text.parse().ok()).unwrap_or(default)
         };
         Self {
-            relays: number("RELAYS", 3),
             agents: number("AGENTS", 3),
             proxies: number("PROXIES", 3),
         }
     }
 }
 
-/// Leads what arrives at one address to relays.
-pub trait Front: Send + Sync + 'static {
-    /// Arguments for everybody that dials it: its CA, for one.
-    fn client_arguments(&self) -> Vec<String>;
+/// What leads clients to the relays: a balancer by its file of `deploy/balancers`.
+#[derive(Debug, Clone, Copy)]
+pub struct Front {
+    pub product: Product,
+    pub mode: Mode,
 }
 
-impl Front for crate::forwarder::Forwarder {
-    fn client_arguments(&self) -> Vec<String> {
-        Vec::new()
+impl Front {
+    /// As `THROWLINE_E2E_FRONT` says (`haproxy-terminate`, `envoy-passthrough`, …), else HAProxy
+    /// that passes TLS through.
+    pub fn from_environment() -> Result<Self> {
+        let text = std::env::var("THROWLINE_E2E_FRONT");
+        let text = text.as_deref().unwrap_or("haproxy-passthrough");
+        let (product, mode) = text.split_once('-').unwrap_or((text, ""));
+        let product = match product {
+            "haproxy" => Product::Haproxy,
+            "nginx" => Product::Nginx,
+            "envoy" => Product::Envoy,
+            _ => bail!("no such balancer: {text}"),
+        };
+        let mode = match mode {
+            "terminate" => Mode::Terminate,
+            "passthrough" => Mode::Passthrough,
+            _ => bail!("no such mode of a balancer: {text}"),
+        };
+        Ok(Self { product, mode })
     }
 }
+
+/// From where relays see the balancer come, which they trust.
+const BALANCER: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 9));
 
 pub struct Fleet {
     pub relays: Vec<Mutex<Relay>>,
     pub agents: Vec<Agent>,
     pub proxies: Vec<Proxy>,
-    pub front: Box<dyn Front>,
+    _balancer: Balancer,
+    client_arguments: Vec<String>,
     pub database: Mutex<Postgres>,
     pub upstream: Arc<Upstream>,
     pub dir: tempfile::TempDir,
 }
 
-/// Where the relays listen, and where the front is to.
-pub struct Places {
-    pub front: SocketAddr,
-    pub relays: Vec<SocketAddr>,
-    /// The relays' admin listeners, for health checks.
-    pub admins: Vec<SocketAddr>,
-}
-
 impl Fleet {
-    /// `relay_arguments` are those that the front needs of each relay.
-    pub async fn start<F: Front>(
-        size: Size,
-        relay_arguments: &[&str],
-        front: impl AsyncFnOnce(&Path, &Places) -> Result<F>,
-    ) -> Result<Self> {
+    /// Three relays, as the balancers' files name them, with these arguments beside their own.
+    pub async fn start(size: Size, front: Front, relay_arguments: &[&str]) -> Result<Self> {
         let dir = private_dir()?;
         let upstream = Arc::new(Upstream::start(dir.path()).await?);
         let database = Postgres::start().await?;
         let url = database.url(OWNER);
         Authority::migrate(&Database::from_url(&url)?).await?;
-        let addresses = (0..size.relays).map(|_| free_address());
-        let addresses: Vec<SocketAddr> = addresses.collect::<Result<_>>()?;
-        let at = free_address()?;
-        let public = format!("https://localhost:{}", at.port());
+        let port = free_address()?.port();
+        let site = Site {
+            dir: dir.path().join("balancer"),
+            mode: front.mode,
+            listen: free_address()?,
+            relays: [11, 12, 13].map(|last| SocketAddr::from(([127, 0, 0, last], port))),
+            admin_port: free_address()?.port(),
+            source: BALANCER,
+            idle_seconds: 60,
+        };
+        site.prepare()?;
+        let public = format!("https://localhost:{}", site.listen.port());
+        let trusted = BALANCER.to_string();
+        let (by_the_balancer, client_arguments): (&[&str], _) = match front.mode {
+            Mode::Terminate => {
+                let ca = site.ca_file().display().to_string();
+                (&["--plaintext"], vec!["--ca-file".to_owned(), ca])
+            }
+            Mode::Passthrough => (&["--proxy-protocol"], Vec::new()),
+        };
         let mut relays: Vec<Relay> = Vec::new();
-        for (number, listen) in addresses.iter().enumerate() {
+        for (number, listen) in site.relays.iter().enumerate() {
             let name = format!("relay-{number}");
             let home = dir.path().join(&name);
             if let Some(first) = relays.first() {
                 share_the_ca(first, &home)?;
             }
-            let own = ["--database", &url, "--instance", &name];
-            let arguments = [&own, relay_arguments].concat();
-            relays.push(Relay::at(&home, *listen, &public, &arguments).await?);
+            let own = [
+                "--database",
+                &url,
+                "--instance",
+                &name,
+                "--trust-proxy",
+                &trusted,
+            ];
+            let arguments = [&own, by_the_balancer, relay_arguments].concat();
+            let admin = SocketAddr::new(listen.ip(), site.admin_port);
+            relays.push(Relay::with_admin(&home, *listen, admin, &public, &arguments).await?);
         }
-        let places = Places {
-            front: at,
-            relays: addresses,
-            admins: relays.iter().map(|relay| relay.admin).collect(),
-        };
-        let front = front(dir.path(), &places).await?;
+        let balancer = Balancer::start(front.product, &site).await?;
         let mut fleet = Self {
             relays: relays.into_iter().map(Mutex::new).collect(),
             agents: Vec::new(),
             proxies: Vec::new(),
-            front: Box::new(front),
+            _balancer: balancer,
+            client_arguments,
             database: Mutex::new(database),
             upstream,
             dir,
@@ -128,7 +156,7 @@ impl Fleet {
     }
 
     async fn people_and_clusters(&mut self, size: Size) -> Result<()> {
-        let arguments = self.front.client_arguments();
+        let arguments = self.client_arguments.clone();
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         let path = self.dir.path();
         let relay = self.relays.first().context("a fleet has a relay")?;
@@ -152,6 +180,35 @@ impl Fleet {
                 .push(Proxy::start(&user, &clusters, &[]).await?);
         }
         Ok(())
+    }
+
+    /// Another agent of that cluster, with an enrolment of its own.
+    pub async fn replica(&self, number: usize) -> Result<Agent> {
+        let name = cluster_name(number);
+        let relay = self.relays.first().context("a fleet has a relay")?;
+        let token = relay.lock().await.token(&["--cluster", &name]).await?;
+        let arguments: Vec<&str> = self.client_arguments.iter().map(String::as_str).collect();
+        let home = self.dir.path().join("replica");
+        let kubeconfig = self.upstream.kubeconfig();
+        let agent = Agent::start(&home, &name, &token, kubeconfig, &arguments).await?;
+        agent.connected().await?;
+        Ok(agent)
+    }
+
+    /// The users, by number, that have that cluster.
+    pub fn users_of(&self, cluster: usize) -> Vec<usize> {
+        let name = cluster_name(cluster);
+        (0..self.proxies.len())
+            .filter(|user| clusters_of(*user, self.agents.len()).contains(&name))
+            .collect()
+    }
+
+    /// kubectl of that user, before that cluster.
+    pub fn kubectl(&self, user: usize, cluster: usize) -> Result<Kubectl> {
+        let proxy = self.proxies.get(user).context("no such user")?;
+        let newest = tools::newest_kubectl()?;
+        let context = format!("throwline-{}", cluster_name(cluster));
+        Ok(Kubectl::new(&newest, &proxy.kubeconfig, self.dir.path()).context(&context))
     }
 
     /// Waits until every agent is connected to this many different relays.
@@ -266,15 +323,8 @@ impl Load {
                 let work = ask_raw(Arc::clone(&counts), worker(), target, stop.clone());
                 tasks.spawn(work);
             }
-            if number < kubectls
-                && let Some(cluster) = clusters.first()
-            {
-                let kubectl = Kubectl::new(
-                    &tools::newest_kubectl()?,
-                    &proxy.kubeconfig,
-                    fleet.dir.path(),
-                )
-                .context(&format!("throwline-{cluster}"));
+            if number < kubectls {
+                let kubectl = fleet.kubectl(number, number % fleet.agents.len())?;
                 let work = ask_kubectl(Arc::clone(&counts), worker(), kubectl, stop.clone());
                 tasks.spawn(work);
             }

@@ -1,17 +1,19 @@
 //! A set of relays that are replaced and killed under load: requests go on.
 //!
-//! The size is small by default; `cargo xtask soak` tells the same stories with many clusters and
-//! users.
+//! The size is small by default, and the balancer HAProxy; `cargo xtask soak` tells the same
+//! stories with many clusters and users behind each balancer.
 
-use std::process::ExitCode;
+use std::process::{ExitCode, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use futures::future::{BoxFuture, FutureExt};
-use throwline_e2e::fleet::{Fleet, Load, Size};
-use throwline_e2e::forwarder::Forwarder;
-use throwline_e2e::{Stage, Suite, eventually, metrics};
+use throwline_e2e::fleet::{Fleet, Front, Load, Size};
+use throwline_e2e::pod::{self, Pod};
+use throwline_e2e::{Agent, Stage, Suite, contains, eventually, metrics, unique};
+use tokio::io::AsyncWriteExt;
+use tokio::process::Child;
 
 /// How long a thing may take that is there to be waited for.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -31,9 +33,19 @@ fn main() -> ExitCode {
             agents_are_at_two_relays,
         )
         .alone(
+            "a_replica_that_dies_takes_its_own_lines_only",
+            minutes(3),
+            a_replica_dies,
+        )
+        .alone(
             "a_drained_relay_ends_when_all_have_moved",
             minutes(3),
             a_drained_relay_ends,
+        )
+        .alone(
+            "the_database_is_away_under_load",
+            minutes(4),
+            the_database_is_away,
         )
         .alone(
             "a_rolling_restart_fails_no_request",
@@ -48,11 +60,9 @@ struct Stages(Fleet);
 
 async fn stage() -> Result<Stages> {
     let arguments = ["--drain-spread", "2s", "--drain-timeout", "20s"];
-    let fleet = Fleet::start(Size::from_environment(), &arguments, async |_, places| {
-        Forwarder::start(places.front, &places.relays).await
-    })
-    .await?;
-    Ok(Stages(fleet))
+    let (size, front) = (Size::from_environment(), Front::from_environment()?);
+    println!("  {size:?} behind {front:?}");
+    Ok(Stages(Fleet::start(size, front, &arguments).await?))
 }
 
 impl Stage for Stages {
@@ -84,6 +94,69 @@ async fn agents_are_at_two_relays(stage: Arc<Stages>) -> Result<()> {
     Ok(())
 }
 
+/// Two agents of one cluster share its lines; what goes by one does not depend on the other.
+async fn a_replica_dies(stage: Arc<Stages>) -> Result<()> {
+    const EXECS: usize = 8;
+    let fleet = &stage.0;
+    let replica = fleet.replica(0).await?;
+    let first = &fleet.agents[0];
+    let namespace = unique("throwline-e2e-");
+    let admin = fleet.upstream.admin()?;
+    admin.ok(&["create", "namespace", &namespace]).await?;
+    let pod = Pod::start(&fleet.upstream, &namespace, pod::IDLE).await?;
+    let upgrades = async |agent: &Agent| {
+        let now = metrics::Metrics::of(agent.admin).await?;
+        anyhow::Ok(now.sum("throwline_agent_upgrades", &[]))
+    };
+    // The relay that a user is at has its own agents first, so lines come from several users.
+    let mut execs: Vec<Child> = Vec::new();
+    for number in 0..EXECS {
+        let users = fleet.users_of(0);
+        let kubectl = fleet
+            .kubectl(users[number % users.len()], 0)?
+            .namespace(&namespace);
+        let script = [
+            "exec",
+            "-i",
+            &pod.name,
+            "--",
+            "sh",
+            "-c",
+            "read x; echo got-$x",
+        ];
+        let mut exec = kubectl.command(&script);
+        exec.stdin(Stdio::piped()).stdout(Stdio::piped());
+        execs.push(exec.kill_on_drop(true).spawn()?);
+    }
+    let (of_first, of_replica) = eventually(PATIENCE, "all are open", || async {
+        let both = (upgrades(first).await?, upgrades(&replica).await?);
+        ensure!(both.0 + both.1 == EXECS as f64, "{both:?}");
+        Ok(both)
+    })
+    .await?;
+    println!("  of {EXECS} execs, {of_first} go by one agent and {of_replica} by the other");
+    ensure!(of_first > 0.0 && of_replica > 0.0, "not shared");
+    replica.process.kill().await?;
+    let mut whole = 0.0;
+    for mut exec in execs {
+        let mut stdin = exec.stdin.take().context("no input")?;
+        // Whose agent has died may not take it any more.
+        let _ = stdin.write_all(b"ahoy\n").await;
+        drop(stdin);
+        let output = tokio::time::timeout(PATIENCE, exec.wait_with_output()).await??;
+        if output.status.success() {
+            contains(&String::from_utf8_lossy(&output.stdout), "got-ahoy")?;
+            whole += 1.0;
+        }
+    }
+    ensure!(whole == of_first, "{whole} of {of_first} went on");
+    fleet
+        .kubectl(fleet.users_of(0)[0], 0)?
+        .ok(&["get", "namespaces"])
+        .await?;
+    pod.remove().await
+}
+
 /// `POST /drain`: unready at once, empty soon, ended by itself.
 async fn a_drained_relay_ends(stage: Arc<Stages>) -> Result<()> {
     let fleet = &stage.0;
@@ -109,6 +182,41 @@ async fn a_drained_relay_ends(stage: Arc<Stages>) -> Result<()> {
     let done = load.stop().await?;
     println!("  {}", done.line());
     done.none_failed()
+}
+
+/// Case 24: what goes on goes on, and all is well by itself when the database is back.
+async fn the_database_is_away(stage: Arc<Stages>) -> Result<()> {
+    let fleet = &stage.0;
+    let load = Load::start(fleet, KUBECTLS)?;
+    load.all_succeed(PATIENCE).await?;
+    let mut database = fleet.database.lock().await;
+    let address = database.address();
+    database.stop().await?;
+    let outage = outage();
+    tokio::time::sleep(outage).await;
+    load.all_succeed(PATIENCE).await?;
+    database.start_at(address).await?;
+    for relay in &fleet.relays {
+        let relay = relay.lock().await;
+        eventually(PATIENCE, "a relay is back at the database", || async {
+            let now = relay.metrics().await?;
+            ensure!(now.sum("throwline_relay_database_up", &[]) == 1.0);
+            ensure!(now.sum("throwline_relay_database_owed_writes", &[]) == 0.0);
+            Ok(())
+        })
+        .await?;
+    }
+    load.all_succeed(PATIENCE).await?;
+    let done = load.stop().await?;
+    println!("  the database away for {outage:?}: {}", done.line());
+    done.none_failed()
+}
+
+/// How long it is away: as `THROWLINE_E2E_OUTAGE` says in seconds, else longer than a heartbeat.
+fn outage() -> Duration {
+    let told = std::env::var("THROWLINE_E2E_OUTAGE").ok();
+    let seconds = told.and_then(|text| text.parse().ok()).unwrap_or(8);
+    Duration::from_secs(seconds)
 }
 
 async fn a_rolling_restart(stage: Arc<Stages>) -> Result<()> {

@@ -22,9 +22,10 @@ Commands:
   fuzz [TARGET] [--fuzz-seconds N]
                             the fuzz targets on the kept corpus, two at once
   bench [ARGS]              the side-by-side measurements, optimised
-  soak [--agents N] [--proxies N] [--relays N]
-                            the stories of relays that are drained and killed under load,
-                            with 30 agents, 20 proxies and 3 relays if not told otherwise
+  soak [--agents N] [--proxies N] [--front FRONT]
+                            the stories of three relays that are drained and killed under
+                            load, with 30 agents and 20 proxies if not told otherwise, behind
+                            HAProxy, nginx and Envoy (FRONT: one of them, as nginx-terminate)
   storm [--agents N]        5,000 agents, or N, lose their relay at once and come to another
   help                      this text
 

@@ -137,33 +137,43 @@ pub(crate) fn bench(root: &Path, arguments: &[String]) -> Result<ExitCode> {
 }
 
 /// The size of a soak by its flags, as the stories' environment names it.
-const SOAK: [(&str, &str, &str); 3] = [
-    ("--relays", "THROWLINE_E2E_RELAYS", "3"),
+const SOAK: [(&str, &str, &str); 2] = [
     ("--agents", "THROWLINE_E2E_AGENTS", "30"),
     ("--proxies", "THROWLINE_E2E_PROXIES", "20"),
 ];
 
+/// Each balancer once, and both ways of TLS.
+const FRONTS: [&str; 3] = ["haproxy-passthrough", "nginx-terminate", "envoy-terminate"];
+
 pub(crate) fn soak(root: &Path, arguments: &[String]) -> Result<ExitCode> {
-    let mut sizes = SOAK.map(|(_, _, default)| default.to_owned());
+    let mut sizes = SOAK.map(|(_, _, default)| default);
+    let mut fronts = FRONTS.to_vec();
     for pair in arguments.chunks(2) {
         let [flag, value] = pair else {
-            bail!("{} needs a number", pair.join(" "));
+            bail!("{} needs a value", pair.join(" "));
         };
         let known = SOAK.iter().position(|(name, _, _)| name == flag);
-        let (Some(at), Ok(1..)) = (known, value.parse::<usize>()) else {
-            bail!("no such size: {flag} {value}");
-        };
-        sizes[at].clone_from(value);
+        match (known, value.parse::<usize>()) {
+            (Some(at), Ok(1..)) => sizes[at] = value,
+            _ if flag == "--front" => fronts = vec![value],
+            _ => bail!("no such size: {flag} {value}"),
+        }
     }
     tools::install(root)?.print();
     let mut build = run::cargo(root);
     build.args(["build", "--workspace", "--bin", "throwline"]);
-    let mut command = run::cargo(root);
-    command.args(["test", "--workspace", "--test", "story_fleet"]);
-    for ((_, variable, _), size) in SOAK.iter().zip(&sizes) {
-        command.env(variable, size);
+    let mut good = run::shown(&mut build)?;
+    for front in fronts {
+        let mut command = run::cargo(root);
+        command.args(["test", "--workspace", "--test", "story_fleet"]);
+        command.env("THROWLINE_E2E_FRONT", front);
+        command.env("THROWLINE_E2E_OUTAGE", "60");
+        for ((_, variable, _), size) in SOAK.iter().zip(sizes) {
+            command.env(variable, size);
+        }
+        good &= run::shown(&mut command)?;
     }
-    exit(run::shown(&mut build)? && run::shown(&mut command)?)
+    exit(good)
 }
 
 pub(crate) fn storm(root: &Path, arguments: &[String]) -> Result<ExitCode> {
