@@ -1,11 +1,12 @@
 //! An address whose far ends a story can move: a balancer's, or a database's name.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Result;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::eventually;
@@ -14,6 +15,7 @@ use crate::eventually;
 /// it and they end.
 pub struct Forwarder {
     to: Arc<Mutex<Vec<SocketAddr>>>,
+    as_many: Arc<AtomicBool>,
     _stop: DropGuard,
 }
 
@@ -27,6 +29,9 @@ impl Forwarder {
         let stopped = stop.clone();
         let target = Arc::new(Mutex::new(to.to_vec()));
         let now = Arc::clone(&target);
+        let as_many: Arc<AtomicBool> = Arc::default();
+        let disguised = Arc::clone(&as_many);
+        let mut served = 0_u16;
         tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
             while let Ok((mut near, _)) = listener.accept().await {
                 let to = {
@@ -36,8 +41,15 @@ impl Forwarder {
                     }
                     to.clone()
                 };
+                served = served.wrapping_add(1);
+                let from = match disguised.load(Ordering::Relaxed) {
+                    true => {
+                        Ipv4Addr::from([127, 2, served.to_be_bytes()[0], served.to_be_bytes()[1]])
+                    }
+                    false => Ipv4Addr::LOCALHOST,
+                };
                 tokio::spawn(stopped.clone().run_until_cancelled_owned(async move {
-                    if let Some(mut far) = first_of(&to).await {
+                    if let Some(mut far) = first_of(&to, from).await {
                         let _ = (near.set_nodelay(true), far.set_nodelay(true));
                         // Either end may cut it; that is its end.
                         let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
@@ -47,8 +59,14 @@ impl Forwarder {
         }));
         Ok(Self {
             to: target,
+            as_many,
             _stop: stop.drop_guard(),
         })
+    }
+
+    /// From now on each connection comes from a loopback address of its own, as from many networks.
+    pub fn come_from_many(&self) {
+        self.as_many.store(true, Ordering::Relaxed);
     }
 
     /// Leads new connections to `to`; those that are there stay.
@@ -57,9 +75,14 @@ impl Forwarder {
     }
 }
 
-async fn first_of(to: &[SocketAddr]) -> Option<TcpStream> {
+async fn first_of(to: &[SocketAddr], from: Ipv4Addr) -> Option<TcpStream> {
     for to in to {
-        if let Ok(stream) = TcpStream::connect(to).await {
+        let connecting = async {
+            let socket = TcpSocket::new_v4()?;
+            socket.bind(SocketAddr::new(from.into(), 0))?;
+            socket.connect(*to).await
+        };
+        if let Ok(stream) = connecting.await {
             return Some(stream);
         }
     }

@@ -89,7 +89,7 @@ pub struct Limits {
     /// The same of the lines to one cluster. Default 128 MiB.
     pub buffered_bytes_per_cluster: u64,
     /// Handshakes (TLS and proof) that the relay takes on in a second, after as many at once.
-    /// Default 200, about a tenth of a core. More wait up to 2 s, and beyond that are answered 503
+    /// Default 250, about a fifth of a core. More wait up to 2 s, and beyond that are answered 503
     /// with the moment to come again, 30 s away at most.
     pub handshakes_per_second: u32,
     /// Streams that a peer may have open on one carrier; how many the relay opens to an agent
@@ -98,8 +98,8 @@ pub struct Limits {
     /// Connections that have not yet become a carrier or been answered. Default 4,096; more shed
     /// the oldest. Worst case: one descriptor and about 40 KiB each while in TLS, so 160 MiB.
     pub half_open: usize,
-    /// The same from one address (of IPv6, one /64). Default 256: a whole office or cluster
-    /// behind one NAT after an outage. Of `trusted_proxies`, it is each client's as soon as it
+    /// The same from one address (of IPv6, one /64). Default 1,024: a whole office or cluster
+    /// behind one NAT after an outage, all of whom may wait for their turn to shake hands at once. Of `trusted_proxies`, it is each client's as soon as it
     /// is known. With `Tls::Plaintext` and no such list it is not applied: then all connections
     /// come from one balancer.
     pub half_open_per_address: usize,
@@ -130,10 +130,10 @@ impl Default for Limits {
             buffered_bytes: 512 << 20,
             buffered_bytes_per_user: 64 << 20,
             buffered_bytes_per_cluster: 128 << 20,
-            handshakes_per_second: 200,
+            handshakes_per_second: 250,
             streams_per_carrier: 1_024,
             half_open: 4_096,
-            half_open_per_address: 256,
+            half_open_per_address: 1_024,
             enrolment_burst: 60,
             enrolments_per_minute: 60,
             head_bytes: 16 * 1024,

@@ -193,7 +193,9 @@ pub(crate) fn storm(root: &Path, arguments: &[String]) -> Result<ExitCode> {
     let mut storm = std::process::Command::new(root.join("target/debug/storm"));
     storm
         .args(arguments)
-        .env("THROWLINE_BIN", root.join("target/debug/throwline"));
+        .env("THROWLINE_BIN", root.join("target/debug/throwline"))
+        // Thousands of handshakes are not to be told one by one.
+        .env("THROWLINE_LOG", "warn");
     exit(run::shown(&mut storm)?)
 }
 

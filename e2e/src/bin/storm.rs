@@ -25,6 +25,7 @@ use throwline_ops::{Readiness, Shutdown, ShutdownTrigger};
 use throwline_tunnel::carrier::{DialConfig, IncomingStream, Prover};
 use throwline_tunnel::proto::messages::{AgentStatus, Role};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use url::Url;
 
@@ -83,20 +84,45 @@ async fn storm() -> Result<()> {
     let proxy = Proxy::start(&user, &["asked"], &[]).await?;
     let target = Target::read(&proxy.kubeconfig, "throwline-asked")?;
 
+    // A proxy connects when it is first asked.
+    let (status, _) = target.get("/api/v1/namespaces/default", &[]).await?;
+    ensure!(status == 200, "{status}");
+
     front.lead_to(first);
+    front.come_from_many();
     println!("enrolling {agents} agents");
     let registry = prometheus::Registry::new();
     let metrics = throwline_agent::Metrics::register(&registry)?;
     let (identities, roots) = enrol(&dying, &url, &public, agents).await?;
     println!("connecting them");
-    let simulated = Simulated::start(identities, &roots, &public, &metrics)?;
+    // On threads of their own: what is measured is not to wait behind their signatures.
+    let apart = Apart::new()?;
+    let simulated = {
+        let _apart = apart.0.as_ref().map(Runtime::enter);
+        Simulated::start(identities, &roots, &public, &metrics)?
+    };
     eventually(PATIENCE, "all agents are connected", || async {
         let now = connected(&registry);
-        ensure!(now == agents as f64, "{now} of {agents} are connected");
+        ensure!(
+            now == agents as f64,
+            "{now} of {agents} are connected\n{}",
+            failures(&registry)
+        );
         Ok(())
     })
     .await?;
 
+    eventually(PATIENCE, "all is written", || async {
+        for relay in [&dying, &healthy] {
+            let owed = relay
+                .metrics()
+                .await?
+                .sum("throwline_relay_database_owed_writes", &[]);
+            ensure!(owed == 0.0, "{owed} writes are owed");
+        }
+        Ok(())
+    })
+    .await?;
     let rest = p99(&target, &ended_after(REST)).await?;
     let before = healthy.process.resident_kib()?;
     front.lead_to(second);
@@ -140,6 +166,24 @@ async fn storm() -> Result<()> {
     ensure!(back <= BACK, "not all were back within {BACK:?}");
     ensure!(slower <= SLOWER, "requests became {slower:.1} times slower");
     Ok(())
+}
+
+/// A runtime that may be dropped within another.
+struct Apart(Option<Runtime>);
+
+impl Apart {
+    fn new() -> Result<Self> {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        Ok(Self(Some(builder.worker_threads(2).enable_all().build()?)))
+    }
+}
+
+impl Drop for Apart {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 fn agents_asked_for() -> Result<usize> {
@@ -285,6 +329,16 @@ fn connected(registry: &prometheus::Registry) -> f64 {
         .map_or(0.0, |metric| metric.get_gauge().get_value())
 }
 
+/// Failed dials, by kind.
+fn failures(registry: &prometheus::Registry) -> String {
+    let text = prometheus::TextEncoder::new().encode_to_string(&registry.gather());
+    let text = text.unwrap_or_default();
+    let failures = text
+        .lines()
+        .filter(|line| line.starts_with("throwline_agent_connect_failures"));
+    failures.collect::<Vec<_>>().join("\n")
+}
+
 /// Turns true after `wait`.
 fn ended_after(wait: Duration) -> watch::Receiver<bool> {
     let (tell, told) = watch::channel(false);
@@ -324,8 +378,10 @@ async fn p99(target: &Target, end: &watch::Receiver<bool>) -> Result<Duration> {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     took.sort_unstable();
-    let at = took.len() * 99 / 100;
-    took.get(at).copied().context("nothing was measured")
+    let at = |percent: usize| took.get(took.len() * percent / 100).copied();
+    let shown = [50, 90, 99].map(|percent| at(percent).unwrap_or_default());
+    println!("{} requests, p50, p90, p99: {shown:?}", took.len());
+    at(99).context("nothing was measured")
 }
 
 fn is_whole(answer: &[u8]) -> bool {
