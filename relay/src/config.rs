@@ -89,7 +89,7 @@ pub struct Limits {
     /// The same of the lines to one cluster. Default 128 MiB.
     pub buffered_bytes_per_cluster: u64,
     /// Handshakes (TLS and proof) that the relay takes on in a second, after as many at once.
-    /// Default 250, about a fifth of a core. More wait up to 2 s, and beyond that are answered 503
+    /// Default 200, about a fifth of a core. More wait up to 2 s, and beyond that are answered 503
     /// with the moment to come again, 30 s away at most.
     pub handshakes_per_second: u32,
     /// Streams that a peer may have open on one carrier; how many the relay opens to an agent
@@ -130,7 +130,7 @@ impl Default for Limits {
             buffered_bytes: 512 << 20,
             buffered_bytes_per_user: 64 << 20,
             buffered_bytes_per_cluster: 128 << 20,
-            handshakes_per_second: 250,
+            handshakes_per_second: 200,
             streams_per_carrier: 1_024,
             half_open: 4_096,
             half_open_per_address: 1_024,

@@ -13,13 +13,21 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Nobody is sent away for longer: the queue may be an attacker's.
 const LATEST: Duration = Duration::from_secs(30);
 
-/// A virtual queue: each newcomer gets the next free moment.
+/// Two virtual queues: a newcomer gets the next free moment or, where that is too far away, the
+/// next appointment. Who has an appointment queues again when it comes; a moment that was held
+/// for those who were sent away would be lost.
 pub(crate) struct Pace {
     /// Between two handshakes, once the burst is used up.
     interval: Duration,
     /// How far behind the present the next free moment may lag: the burst.
     slack: Duration,
-    next: Mutex<Option<Instant>>,
+    next: Mutex<Next>,
+}
+
+#[derive(Default)]
+struct Next {
+    moment: Option<Instant>,
+    appointment: Option<Instant>,
 }
 
 /// What becomes of a newcomer.
@@ -66,17 +74,20 @@ impl Pace {
     fn turn(&self, now: Instant) -> Wait {
         let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
         let earliest = now.checked_sub(self.slack).unwrap_or(now);
-        let mine = next.map_or(earliest, |next| next.max(earliest));
+        let moment = next.moment.map_or(earliest, |moment| moment.max(earliest));
+        let wait = moment.saturating_duration_since(now);
+        if wait <= PATIENCE {
+            next.moment = Some(moment + self.interval);
+            return Wait::Here(wait);
+        }
+        let soonest = now + PATIENCE;
+        let mine = next.appointment.map_or(soonest, |mine| mine.max(soonest));
         let wait = mine.saturating_duration_since(now);
         if wait >= LATEST {
             return Wait::Elsewhere(LATEST);
         }
-        *next = Some(mine + self.interval);
-        if wait > PATIENCE {
-            Wait::Elsewhere(wait)
-        } else {
-            Wait::Here(wait)
-        }
+        next.appointment = Some(mine + self.interval);
+        Wait::Elsewhere(wait)
     }
 }
 
@@ -104,7 +115,29 @@ mod tests {
             .collect();
         assert!(later.is_sorted());
         assert_eq!(later.last(), Some(&LATEST));
-        assert!(later.iter().all(|wait| *wait > PATIENCE && *wait <= LATEST));
+        assert!(
+            later
+                .iter()
+                .all(|wait| *wait >= PATIENCE && *wait <= LATEST)
+        );
+    }
+
+    #[test]
+    fn whoever_is_sent_away_holds_up_nobody() {
+        let (pace, start) = (Pace::new(100), Instant::now());
+        let mut coming: Vec<Duration> = vec![Duration::ZERO; 1000];
+        let mut served = Vec::new();
+        // Each comes when it was told to, until it is served.
+        while let Some(at) = coming.iter().min().copied() {
+            coming.swap_remove(coming.iter().position(|other| *other == at).unwrap());
+            match pace.turn(start + at) {
+                Wait::Here(wait) => served.push(at + wait),
+                Wait::Elsewhere(wait) => coming.push(at + wait),
+            }
+        }
+        assert_eq!(served.len(), 1000);
+        let last = served.iter().max().unwrap();
+        assert!(*last < Duration::from_secs(12), "{last:?}");
     }
 
     #[test]

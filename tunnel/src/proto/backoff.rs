@@ -50,15 +50,14 @@ impl Backoff {
     /// The wait before the next attempt.
     pub fn next<R: Rng + ?Sized>(&mut self, rng: &mut R) -> Duration {
         let Config { min, max, .. } = self.config;
+        if let Some(asked) = self.asked.take() {
+            // The relay says when to come, so that is no failure; many were asked at once.
+            return asked.max(min).mul_f64(1.0 + 0.2 * rng.random::<f64>());
+        }
         let doubled = min.saturating_mul(1 << self.failures.min(20));
         let ceiling = doubled.saturating_mul(2).clamp(min, max.max(min));
         self.failures = self.failures.saturating_add(1);
-        let drawn = min + ceiling.saturating_sub(min).mul_f64(rng.random::<f64>());
-        match self.asked.take() {
-            // Spread what many were asked at once.
-            Some(asked) => drawn.max(asked.mul_f64(1.0 + 0.2 * rng.random::<f64>())),
-            None => drawn,
-        }
+        min + ceiling.saturating_sub(min).mul_f64(rng.random::<f64>())
     }
 
     /// A connection ended after `lived`.
