@@ -98,20 +98,24 @@ pub async fn file_server(
 ) -> Result<(Pod, u16, String)> {
     // In the demo cluster all pods share this machine's ports.
     let port = free_address()?.port();
+    // The checksum is said once somebody listens: busybox's httpd goes to the background then.
     let script = format!(
         "mkdir -p www && head -c {} /dev/urandom > www/file || exit 1
-         sha256sum www/file
-         if command -v httpd >/dev/null 2>&1; then exec httpd -f -p {port} -h www; fi
+         sum=$(sha256sum www/file)
+         served() {{ echo \"$sum\"; {IDLE}; }}
+         if command -v httpd >/dev/null 2>&1; then httpd -p {port} -h www && served; exit 1; fi
          if command -v busybox >/dev/null 2>&1 && busybox httpd --help >/dev/null 2>&1; then
-             exec busybox httpd -f -p {port} -h www
+             busybox httpd -p {port} -h www && served; exit 1
          fi
          cd www && exec python3 -c '
-import http.server as h
+import http.server as h, sys
 class H(h.SimpleHTTPRequestHandler):
     def log_message(self, *a): pass
 class S(h.ThreadingHTTPServer):
     request_queue_size = 512
-S((\"127.0.0.1\", {port}), H).serve_forever()'",
+server = S((\"127.0.0.1\", {port}), H)
+print(sys.argv[1], flush=True)
+server.serve_forever()' \"$sum\"",
         mib * 1024 * 1024
     );
     let pod = Pod::start(upstream, namespace, &script).await?;

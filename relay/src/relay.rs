@@ -11,7 +11,7 @@ use throwline_tunnel::carrier::{AcceptConfig, IncomingStream};
 use throwline_tunnel::proto::messages::Refusal;
 use throwline_tunnel::splice::{self, Meter};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -37,6 +37,8 @@ use crate::tally::{Budgets, Tally};
 const TELL: Duration = Duration::from_secs(2);
 /// How long carriers may take to say goodbye when the relay ends.
 const GOODBYE: Duration = Duration::from_secs(5);
+/// Half of what the authority's pool has.
+const RECORDING: usize = 4;
 /// Beyond the spread, how long carriers have to move to other relays: a dial, and the end of the
 /// requests that are under way.
 const MOVE: Duration = Duration::from_secs(15);
@@ -76,6 +78,9 @@ pub(crate) struct Shared {
     pub(crate) lines: Drain,
     /// Held by each carrier but those of other relays.
     pub(crate) carriers: Drain,
+    /// Arrivals that are being written down: thousands come at once after an outage, and others
+    /// need the database too.
+    pub(crate) recording: Semaphore,
     /// How many relays of the set take lines; 0 while that is not known.
     pub(crate) relays: watch::Receiver<u32>,
     pub(crate) splice: splice::Config,
@@ -273,6 +278,7 @@ impl Relay {
             ),
             lines: Drain::new(),
             carriers: Drain::new(),
+            recording: Semaphore::new(RECORDING),
             relays: self.registry.relays(),
             splice: splice::Config {
                 budgets: vec![metrics.buffers()],

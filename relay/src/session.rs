@@ -301,6 +301,8 @@ impl Session {
         let cluster = tunnel.cluster.clone();
         let version = version_of(software);
         self.streams.spawn(async move {
+            // Never closed, so never an error.
+            let _one_of_few = shared.recording.acquire().await;
             if let Err(error) = shared.authority.record_connected(&cluster, &version).await {
                 warn!(%error, "cannot record that an agent came");
             }
