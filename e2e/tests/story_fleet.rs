@@ -81,17 +81,21 @@ async fn agents_are_at_two_relays(stage: Arc<Stages>) -> Result<()> {
         "  {} agents at two relays each after {took:?}",
         stage.0.agents.len()
     );
-    let mut carriers = 0.0;
-    for relay in &stage.0.relays {
-        let now = relay.lock().await.metrics().await?;
-        carriers += now.sum("throwline_relay_carriers", &["role=\"agent\""]);
-    }
-    let expected = stage.0.agents.len() * 2;
-    ensure!(
-        carriers == expected as f64,
-        "{carriers} carriers, not {expected}"
-    );
-    Ok(())
+    // One that was replaced is let go a moment later.
+    eventually(BACK, "each has two carriers", || async {
+        let mut carriers = 0.0;
+        for relay in &stage.0.relays {
+            let now = relay.lock().await.metrics().await?;
+            carriers += now.sum("throwline_relay_carriers", &["role=\"agent\""]);
+        }
+        let expected = stage.0.agents.len() * 2;
+        ensure!(
+            carriers == expected as f64,
+            "{carriers} carriers, not {expected}"
+        );
+        Ok(())
+    })
+    .await
 }
 
 /// Two agents of one cluster share its lines; what goes by one does not depend on the other.

@@ -25,9 +25,9 @@ use crate::said::Said;
 const TRIES: u32 = 4;
 /// The mean wait before the first of these; each next one is twice as long.
 const TRY_AGAIN: Duration = Duration::from_millis(200);
-/// When a slot that could not get a relay of its own looks for one again: balancers can be
-/// sticky, so seldom.
-const LOOK_AGAIN: Duration = Duration::from_secs(10 * 60);
+/// When a slot that could not get a relay of its own looks for one again. At first soon, for a
+/// balancer may not know yet that a relay is back; then ever more seldom, for it can be sticky.
+const LOOK_AGAIN: (Duration, Duration) = (Duration::from_secs(8), Duration::from_secs(10 * 60));
 
 pub(super) struct Slot {
     number: usize,
@@ -55,6 +55,8 @@ struct Live {
     leave: ShutdownTrigger,
     /// A move that failed and is tried again then.
     again: Option<(Instant, Why)>,
+    /// After the next vain look for a relay of its own.
+    look_again: Duration,
 }
 
 /// Why a carrier that still works should have a successor.
@@ -142,7 +144,11 @@ impl Slot {
                             continue;
                         }
                         let wait = match why {
-                            Why::Double => jittered(LOOK_AGAIN),
+                            Why::Double => {
+                                let wait = live.look_again;
+                                live.look_again = (wait * 2).min(LOOK_AGAIN.1);
+                                jittered(wait)
+                            }
                             _ => self.backoff.next(&mut rand::rng()),
                         };
                         live.again = Some((Instant::now() + wait, why));
@@ -203,6 +209,7 @@ impl Slot {
             told,
             leave,
             again: None,
+            look_again: LOOK_AGAIN.0,
         }
     }
 

@@ -21,6 +21,7 @@ static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
 pub fn feed(data: &[u8]) {
     RUNTIME.block_on(async {
         let config = AcceptConfig {
+            relays: 0,
             instance: "fuzz".to_owned(),
             timing: Timing::default(),
             ws: ws::Config::relay(),
