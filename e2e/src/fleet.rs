@@ -2,7 +2,6 @@
 //! them, and a load that counts what it asked and what failed.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -126,7 +125,7 @@ impl Fleet {
             let name = format!("relay-{number}");
             let home = dir.path().join(&name);
             if let Some(first) = relays.first() {
-                share_the_ca(first, &home)?;
+                first.share_the_ca(&home)?;
             }
             let own = [
                 "--database",
@@ -242,15 +241,6 @@ impl Fleet {
         }
         all.join("\n----\n")
     }
-}
-
-fn share_the_ca(first: &Relay, home: &Path) -> Result<()> {
-    let state = home.join("relay-state");
-    std::fs::create_dir_all(&state)?;
-    for file in ["ca.pem", "ca.key"] {
-        std::fs::copy(first.state.join(file), state.join(file))?;
-    }
-    Ok(())
 }
 
 pub fn cluster_name(number: usize) -> String {

@@ -51,6 +51,16 @@ fn owned(environment: &[(&str, &str)]) -> Environment {
         .collect()
 }
 
+/// A kubeconfig of an API server that is not there: an agent holds carriers all the same.
+pub fn no_cluster(dir: &Path) -> Result<PathBuf> {
+    let file = dir.join("no-cluster");
+    let text = "{apiVersion: v1, kind: Config, current-context: c, users: [{name: u, user: {}}], \
+                clusters: [{name: c, cluster: {server: 'http://127.0.0.1:1'}}], \
+                contexts: [{name: c, context: {cluster: c, user: u}}]}";
+    std::fs::write(&file, text)?;
+    Ok(file)
+}
+
 /// A relay of the real binary.
 pub struct Relay {
     pub process: Process,
@@ -144,6 +154,16 @@ impl Relay {
         })
         .await
         .with_context(|| self.process.log())
+    }
+
+    /// Gives a relay that is to be started in `home`, on the same database, this one's CA.
+    pub fn share_the_ca(&self, home: &Path) -> Result<()> {
+        let state = home.join("relay-state");
+        std::fs::create_dir_all(&state)?;
+        for file in ["ca.pem", "ca.key"] {
+            std::fs::copy(self.state.join(file), state.join(file))?;
+        }
+        Ok(())
     }
 
     /// The same relay again, after its process was stopped or killed.

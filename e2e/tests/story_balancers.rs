@@ -297,11 +297,7 @@ async fn start_relays(dir: &std::path::Path, site: &Site, database: &str) -> Res
     for (number, listen) in site.relays.iter().enumerate() {
         let dir = dir.join(format!("relay-{number}"));
         if let Some(first) = relays.first() {
-            let state = dir.join("relay-state");
-            std::fs::create_dir_all(&state)?;
-            for file in ["ca.pem", "ca.key"] {
-                std::fs::copy(first.state.join(file), state.join(file))?;
-            }
+            first.share_the_ca(&dir)?;
         }
         let admin = SocketAddr::new(listen.ip(), site.admin_port);
         relays.push(Relay::with_admin(&dir, *listen, admin, &url, &arguments).await?);

@@ -1,6 +1,5 @@
 //! Relays that share a real PostgreSQL.
 
-use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +9,7 @@ use throwline_certs::authority::{Authority, RedeemError, Subject};
 use throwline_certs::{Database, PendingIdentity};
 use throwline_e2e::forwarder::Forwarder;
 use throwline_e2e::postgres::{self, OWNER, Postgres};
-use throwline_e2e::world::{CLUSTER, USER, private_dir, said, throwline};
+use throwline_e2e::world::{CLUSTER, USER, no_cluster, private_dir, said, throwline};
 use throwline_e2e::{Agent, Relay, Suite, User, contains, eventually, free_address, lacks};
 use throwline_relay::registry::postgres::{Config, Postgres as Shared};
 use throwline_relay::registry::{Presence, Registry};
@@ -174,17 +173,6 @@ async fn one_of_fifty_redeems(_: Arc<()>) -> Result<()> {
     Ok(())
 }
 
-/// A kubeconfig of an API server that is not there: these stories are about carriers, which an
-/// agent holds all the same.
-fn no_cluster(dir: &Path) -> Result<PathBuf> {
-    let file = dir.join("no-cluster");
-    let text = "{apiVersion: v1, kind: Config, current-context: c, users: [{name: u, user: {}}], \
-                clusters: [{name: c, cluster: {server: 'http://127.0.0.1:1'}}], \
-                contexts: [{name: c, context: {cluster: c, user: u}}]}";
-    std::fs::write(&file, text)?;
-    Ok(file)
-}
-
 /// What another relay of the set would know, with short times.
 fn observer(url: &str, belief: Duration) -> Result<Shared> {
     let mut config = Config::new("observer".into(), "127.0.0.1:1".into());
@@ -222,10 +210,7 @@ async fn relays_share(_: Arc<()>) -> Result<()> {
         &["--database", &url, "--instance", "one"],
     )
     .await?;
-    std::fs::create_dir_all(two_dir.join("relay-state"))?;
-    for file in ["ca.pem", "ca.key"] {
-        std::fs::copy(one.state.join(file), two_dir.join("relay-state").join(file))?;
-    }
+    one.share_the_ca(&two_dir)?;
     let back = free_address()?;
     let two = Relay::at(
         &two_dir,

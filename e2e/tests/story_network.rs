@@ -2,14 +2,14 @@
 //! word, no descriptors left.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use futures::future::try_join_all;
 use throwline_e2e::suite::Skipped;
-use throwline_e2e::world::{private_dir, throwline};
+use throwline_e2e::world::{no_cluster, private_dir, throwline};
 use throwline_e2e::{
     Agent, Process, Relay, Suite, contains, eventually, free_address, metrics, tools, unique,
 };
@@ -31,16 +31,6 @@ fn main() -> ExitCode {
             a_relay_without_descriptors()
         })
         .run(|| async { Ok(()) })
-}
-
-/// A kubeconfig of an API server that is not there: an agent holds carriers all the same.
-fn no_cluster(dir: &Path) -> Result<PathBuf> {
-    let file = dir.join("no-cluster");
-    let text = "{apiVersion: v1, kind: Config, current-context: c, users: [{name: u, user: {}}], \
-                clusters: [{name: c, cluster: {server: 'http://127.0.0.1:1'}}], \
-                contexts: [{name: c, context: {cluster: c, user: u}}]}";
-    std::fs::write(&file, text)?;
-    Ok(file)
 }
 
 /// A network namespace with one link to this one; both go with it.

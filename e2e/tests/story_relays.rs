@@ -65,10 +65,7 @@ async fn stage() -> Result<Set> {
     };
     let (one_dir, two_dir) = (dir.path().join("one"), dir.path().join("two"));
     let one = start("one", first, &one_dir).await?;
-    std::fs::create_dir_all(two_dir.join("relay-state"))?;
-    for file in ["ca.pem", "ca.key"] {
-        std::fs::copy(one.state.join(file), two_dir.join("relay-state").join(file))?;
-    }
+    one.share_the_ca(&two_dir)?;
     let two = start("two", second, &two_dir).await?;
     let front = Forwarder::start(front, &[first]).await?;
 

@@ -63,11 +63,7 @@ async fn storm() -> Result<()> {
     let arguments = ["--database", &url, "--instance"];
     let dying = [&arguments[..], &["dying"]].concat();
     let dying = Relay::at(&dir.path().join("dying"), first, &public, &dying).await?;
-    let home = dir.path().join("healthy").join("relay-state");
-    std::fs::create_dir_all(&home)?;
-    for file in ["ca.pem", "ca.key"] {
-        std::fs::copy(dying.state.join(file), home.join(file))?;
-    }
+    dying.share_the_ca(&dir.path().join("healthy"))?;
     let healthy = [&arguments[..], &["healthy"]].concat();
     let healthy = Relay::at(&dir.path().join("healthy"), second, &public, &healthy).await?;
     let front = Forwarder::start(at, &[second]).await?;
