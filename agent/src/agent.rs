@@ -8,12 +8,14 @@ use throwline_ops::{Drain, Readiness, Shutdown, admin};
 use throwline_tunnel::proto::messages::AgentStatus;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::audit::{Limits as AuditLimits, Sink};
 use crate::carriers::Carriers;
 use crate::config::Config;
 use crate::error::Error;
 use crate::gateway::Gateway;
+use crate::kept::Kept;
 use crate::metrics::Metrics;
 use crate::owner::{self, Enrolled};
 use crate::upstream::Upstream;
@@ -28,7 +30,10 @@ pub(crate) struct Agent {
     pub(crate) credential_extra: bool,
     pub(crate) room: Arc<Semaphore>,
     pub(crate) drain: Drain,
+    /// No more sessions; those that there are end with their requests.
+    pub(crate) shutdown: Shutdown,
     pub(crate) stop: Shutdown,
+    pub(crate) kept: Arc<Kept>,
     pub(crate) roots: Roots,
     validator: Validator,
     identity: Mutex<Held>,
@@ -95,7 +100,9 @@ pub async fn run(
         credential_extra: config.credential_extra,
         room: Arc::new(Semaphore::new(config.limits.lines.most)),
         drain: Drain::new(),
+        shutdown: shutdown.clone(),
         stop,
+        kept: Kept::new(config.limits.kept, metrics.clone()),
         roots,
         validator,
         identity: Mutex::new(Held {
@@ -111,6 +118,8 @@ pub async fn run(
         config.timing.status,
         report,
     ));
+    let kept = agent.kept.clone();
+    let looking = AbortOnDropHandle::new(tokio::spawn(async move { kept.look().await }));
     let grace = config.timing.drain;
     let carriers = Carriers::start(
         Arc::new(Enrolled {
@@ -135,6 +144,7 @@ pub async fn run(
         );
     }
     stop_trigger.trigger();
+    drop(looking);
     carriers.close().await;
     end.trigger();
     if let Some(admin) = admin {

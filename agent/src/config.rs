@@ -10,7 +10,7 @@ use url::Url;
 use crate::audit::Audit;
 use crate::error::Error;
 use crate::upstream::{self, ClusterAccess};
-use crate::{carriers, session, state};
+use crate::{carriers, kept, session, state};
 
 /// Everything that an agent needs to run.
 #[derive(Debug, Clone)]
@@ -60,6 +60,7 @@ pub struct Limits {
     pub ws: Option<ws::Config>,
     pub mux: Option<mux::Config>,
     pub lines: Lines,
+    pub kept: kept::Limits,
 }
 
 /// Lines (sealed sessions) that the agent carries at once.

@@ -21,6 +21,7 @@ pub mod carriers;
 mod config;
 mod error;
 mod gateway;
+pub mod kept;
 mod lines;
 mod metrics;
 mod owner;

@@ -7,13 +7,14 @@ use std::time::SystemTime;
 use throwline_certs::{PeerIdentity, Want};
 use throwline_ops::Shutdown;
 use throwline_tunnel::carrier::IncomingStream;
+use throwline_tunnel::line::{self, Accepted, Asked, Line};
 use throwline_tunnel::proto::messages::{Open, Refusal, RefusalCode, StreamKind, StreamReply};
-use throwline_tunnel::{line, proto};
-use tokio::io::{AsyncRead, AsyncWrite};
+use throwline_tunnel::{mux, proto};
 use tokio_rustls::server::TlsStream;
 
 use crate::agent::Agent;
 use crate::audit::Subject;
+use crate::kept::{Kept, NotResumed};
 use crate::rules::User;
 use crate::session::{self, Lifetime, Protocol};
 
@@ -29,6 +30,11 @@ pub(crate) enum LineEnd {
     Session(#[source] std::io::Error),
     #[error("the user's certificate was not accepted: {0}")]
     Certificate(#[from] throwline_certs::CheckError),
+    /// Chance does not do this.
+    #[error("there is a line of the same id")]
+    Double,
+    #[error("a line was not resumed: {0}")]
+    Resume(#[from] NotResumed),
 }
 
 /// Takes one stream of a carrier, to its end.
@@ -50,16 +56,48 @@ pub(crate) async fn take(agent: Arc<Agent>, stream: IncomingStream, leaving: Shu
         );
         return stream.refuse(refusal).await;
     };
-    match set_up(&agent, stream).await {
-        Ok((session, peer)) => {
-            agent.count_line("session");
-            run(&agent, session, peer, &open, leaving).await;
-        }
-        Err(error) => {
-            agent.count_line("failed");
-            tracing::info!(%error, source = source_of(&open), "a line did not become a session");
-        }
+    let taken = match accept(&agent, stream).await {
+        Ok(Accepted::Resume(asked)) => resume(&agent, asked, leaving).await,
+        Ok(Accepted::New(line)) => match set_up(&agent, line).await {
+            Ok((session, peer)) => {
+                agent.count_line("session");
+                match keep(&agent, &session, &peer, leaving) {
+                    Ok(leaving) => {
+                        run(&agent, session, peer, &open, leaving).await;
+                        Ok(())
+                    }
+                    Err(error) => Err(error),
+                }
+            }
+            Err(error) => Err(error),
+        },
+        Err(error) => Err(error),
+    };
+    if let Err(error) = taken {
+        agent.count_line("failed");
+        tracing::info!(%error, source = source_of(&open), "a line did not become a session");
     }
+}
+
+async fn accept(agent: &Agent, stream: IncomingStream) -> Result<Accepted<mux::Stream>, LineEnd> {
+    let reply = StreamReply {
+        agent_instance: agent.instance.clone(),
+        ..StreamReply::accepted()
+    };
+    let stream = stream.accept(reply).await.map_err(LineEnd::Stream)?;
+    Ok(line::accept(stream, agent.kept.detached()).await?)
+}
+
+/// Puts a stream under a line that lost its own; its session has gone on waiting.
+async fn resume(
+    agent: &Agent,
+    asked: Asked<mux::Stream>,
+    leaving: Shutdown,
+) -> Result<(), LineEnd> {
+    let (handle, epoch) = agent.kept.resume(asked).await?;
+    agent.count_line("resumed");
+    Kept::ask_when_leaving(handle, epoch, leaving, agent.shutdown.clone()).await;
+    Ok(())
 }
 
 /// What of a stream's header can be refused before anything is set up.
@@ -92,15 +130,9 @@ fn judge(agent: &Agent, stream: &IncomingStream, leaving: &Shutdown) -> Result<O
     Ok(open.clone())
 }
 
-type Sealed = TlsStream<line::Line<throwline_tunnel::mux::Stream>>;
+type Sealed = TlsStream<Line<mux::Stream>>;
 
-async fn set_up(agent: &Agent, stream: IncomingStream) -> Result<(Sealed, PeerIdentity), LineEnd> {
-    let reply = StreamReply {
-        agent_instance: agent.instance.clone(),
-        ..StreamReply::accepted()
-    };
-    let stream = stream.accept(reply).await.map_err(LineEnd::Stream)?;
-    let line = line::accept(stream).await?;
+async fn set_up(agent: &Agent, line: Line<mux::Stream>) -> Result<(Sealed, PeerIdentity), LineEnd> {
     let (config, validator) = agent.session_server();
     let session = throwline_tunnel::session::accept(line, config)
         .await
@@ -112,15 +144,40 @@ async fn set_up(agent: &Agent, stream: IncomingStream) -> Result<(Sealed, PeerId
     Ok((session, peer))
 }
 
-async fn run<IO>(
+/// Sees to it that a line which can be resumed is; the shutdown that its session is to follow.
+fn keep(
     agent: &Arc<Agent>,
-    session: TlsStream<IO>,
+    session: &Sealed,
+    peer: &PeerIdentity,
+    leaving: Shutdown,
+) -> Result<Shutdown, LineEnd> {
+    let (line, tls) = session.get_ref();
+    let Some(handle) = line.handle() else {
+        return Ok(leaving);
+    };
+    let chain = tls.peer_certificates().unwrap_or_default().to_vec();
+    let validator = agent.validator().clone();
+    let recheck = move || {
+        let checked = validator.check(&chain, Want::SESSION_USER, SystemTime::now());
+        checked.map(|_| ())
+    };
+    let user = peer.id.to_string();
+    if !agent.kept.keep(handle.clone(), user, Arc::new(recheck)) {
+        return Err(LineEnd::Double);
+    }
+    let shutdown = agent.shutdown.clone();
+    tokio::spawn(Kept::ask_when_leaving(handle, 0, leaving, shutdown.clone()));
+    // The line outlives its carrier, and so does the session.
+    Ok(shutdown)
+}
+
+async fn run(
+    agent: &Arc<Agent>,
+    session: Sealed,
     peer: PeerIdentity,
     open: &Open,
     leaving: Shutdown,
-) where
-    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
+) {
     let protocol = match session.get_ref().1.alpn_protocol() {
         Some(b"h2") => Protocol::Http2,
         _ => Protocol::Http1,
@@ -130,7 +187,9 @@ async fn run<IO>(
         user: user_of(&peer, agent.credential_extra),
         source: source_of(open),
     });
+    let resumable = session.get_ref().0.handle().is_some();
     let life = Lifetime {
+        resumable,
         not_after: peer.not_after,
         shutdown: leaving,
         stop: agent.stop.clone(),

@@ -20,6 +20,10 @@ pub struct Metrics {
     pub(crate) upstream_connections: IntGauge,
     pub(crate) cut_answers: IntCounter,
     audit_dropped: IntCounter,
+    pub(crate) resumptions: IntCounter,
+    pub(crate) line_pause_seconds: Histogram,
+    pub(crate) replayed_bytes: IntCounter,
+    pub(crate) lines_given_up: IntCounterVec,
 }
 
 impl Metrics {
@@ -41,6 +45,10 @@ impl Metrics {
         registry.register(Box::new(made.upstream_connections.clone()))?;
         registry.register(Box::new(made.cut_answers.clone()))?;
         registry.register(Box::new(made.audit_dropped.clone()))?;
+        registry.register(Box::new(made.resumptions.clone()))?;
+        registry.register(Box::new(made.line_pause_seconds.clone()))?;
+        registry.register(Box::new(made.replayed_bytes.clone()))?;
+        registry.register(Box::new(made.lines_given_up.clone()))?;
         Ok(made)
     }
 
@@ -84,6 +92,26 @@ impl Metrics {
                 "Answers that ended before their own end, and were passed on as cut.",
             )?,
             audit_dropped: IntCounter::new("throwline_agent_audit_dropped_total", "Audit events that were lost.")?,
+            resumptions: IntCounter::new(
+                "throwline_agent_line_resumptions_total",
+                "Lines that went on over another stream.",
+            )?,
+            line_pause_seconds: Histogram::with_opts(
+                HistogramOpts::new(
+                    "throwline_agent_line_pause_seconds",
+                    "From the loss of a line's stream to the next one, for lines that were resumed.",
+                )
+                .buckets(vec![0.001, 0.005, 0.01, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0]),
+            )?,
+            replayed_bytes: IntCounter::new(
+                "throwline_agent_line_replayed_bytes_total",
+                "Bytes of lines that were sent again, because a stream was lost with them.",
+            )?,
+            lines_given_up: counters(
+                "throwline_agent_lines_given_up_total",
+                "Lines that were cut and not resumed, by why.",
+                "reason",
+            )?,
         })
     }
 

@@ -37,7 +37,8 @@ pub struct Limits {
     /// HTTP/2 PING when nothing comes, so that a dead user's session ends. Default 30 s, and 20 s
     /// for the answer.
     pub keep_alive: Duration,
-    /// A request's body of which nothing comes for this long is broken off. Default 120 s.
+    /// A request's body of which nothing comes for this long is broken off. Default 180 s: longer
+    /// than its line may be without a stream.
     pub upload_idle: Duration,
     /// For reading the refusal of an upgrade from the API server, as a whole. Default 10 s.
     pub refusal: Duration,
@@ -52,7 +53,7 @@ impl Default for Limits {
             head: Duration::from_secs(10),
             spare: Duration::from_secs(15 * 60),
             keep_alive: Duration::from_secs(30),
-            upload_idle: Duration::from_secs(120),
+            upload_idle: Duration::from_secs(180),
             refusal: Duration::from_secs(10),
         }
     }
@@ -78,6 +79,9 @@ pub struct Lifetime {
     pub stop: Shutdown,
     /// Held while anything of the session lives.
     pub guard: Arc<DrainGuard>,
+    /// The line below knows by itself whether its other end is there, and may be without it for a
+    /// while.
+    pub resumable: bool,
 }
 
 /// The clock may be set while we sleep, so it is read again at least this often.
@@ -130,7 +134,7 @@ where
         .initial_connection_window_size(i32::MAX.unsigned_abs())
         .max_send_buf_size(limits.send_buffer)
         .max_header_list_size(64 * 1024)
-        .keep_alive_interval(limits.keep_alive)
+        .keep_alive_interval((!life.resumable).then_some(limits.keep_alive))
         .keep_alive_timeout(Duration::from_secs(20));
     let service = {
         let life = life.clone();

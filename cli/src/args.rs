@@ -356,6 +356,10 @@ pub(crate) struct Agent {
     /// The connections to keep, to a relay each, where there are several relays.
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=8), env = "THROWLINE_CARRIERS")]
     pub(crate) carriers: u8,
+    /// How long a user's line may be cut off and still go on: while a relay restarts, or a network
+    /// changes. 0s ends it with its connection.
+    #[arg(long, value_name = "TIME", default_value = "120s", value_parser = humantime::parse_duration, env = "THROWLINE_DETACHED_LIFE")]
+    pub(crate) detached_life: Duration,
     /// Where audit events go: "stdout", "off", or a file to append to.
     #[arg(
         long,
@@ -487,6 +491,10 @@ pub(crate) struct Proxy {
     /// Make the (one) named cluster's context the current one.
     #[arg(long)]
     pub(crate) set_current_context: bool,
+    /// How long kubectl's streams may be cut off and still go on: while a relay restarts, or the
+    /// network changes. The agent may allow less; 0s ends them with their connection.
+    #[arg(long, value_name = "TIME", default_value = "120s", value_parser = humantime::parse_duration, env = "THROWLINE_DETACHED_LIFE")]
+    pub(crate) detached_life: Duration,
     /// Serve /healthz, /readyz and /metrics on this address.
     #[arg(long, value_name = "ADDR", env = "THROWLINE_ADMIN_LISTEN")]
     pub(crate) admin_listen: Option<SocketAddr>,

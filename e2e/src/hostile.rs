@@ -331,7 +331,8 @@ fn replace(offset: u64, bytes: &mut [u8], after: u64, other: &[u8]) {
 
 /// Plays the agent on a line: were the session believed, the user would see [`FORGED`].
 async fn pose(io: mux::Stream, identity: &Identity, validator: &Validator) -> Result<()> {
-    let line = line::accept(io).await.context("the line")?;
+    let line = line::accept(io, Duration::ZERO).await.context("the line")?;
+    let line = line.into_new()?;
     let config = tls::session_server(identity, validator)?;
     let tls = session::accept(line, config).await.context("the session")?;
     let service = service_fn(|_: Request<HttpBody>| async {

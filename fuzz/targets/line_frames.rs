@@ -50,9 +50,12 @@ fuzz_target!(|data: &[u8]| {
                 assert_eq!(end, received, "an end that is not where the data ended");
             }
             Header::Reset { .. } => return,
-            Header::Hello { len } | Header::HelloReply { len } => {
-                input.advance(len.min(input.len()))
-            }
+            Header::Hello { len }
+            | Header::HelloReply { len }
+            | Header::Resume { len, .. }
+            | Header::Ok { len, .. }
+            | Header::Gone { len, .. } => input.advance(len.min(input.len())),
+            Header::Done { .. } | Header::Ping | Header::Pong | Header::Move => {}
         }
     }
 });

@@ -2,6 +2,7 @@
 #![no_main]
 
 use std::sync::LazyLock;
+use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
 use throwline_tunnel::line;
@@ -28,7 +29,10 @@ fuzz_target!(|data: &[u8]| {
             let _ = theirs.read_to_end(&mut answer).await;
         };
         let read = async {
-            let Ok(mut line) = line::accept(ours).await else {
+            let Ok(Ok(mut line)) = line::accept(ours, Duration::ZERO)
+                .await
+                .map(line::Accepted::into_new)
+            else {
                 return;
             };
             let mut bytes = Vec::new();

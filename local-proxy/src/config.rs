@@ -78,7 +78,12 @@ pub struct Timing {
     /// How long an API session or a warm spare is kept without use. Default 10 min; costs one
     /// stream and about 50 KiB on each side.
     pub session_idle: Duration,
-    /// HTTP/2 PING interval on an API session, and the time its answer may take. Default 20 s.
+    /// How long a line may be without a stream, if the agent agrees: so long, kubectl waits for a
+    /// relay or a network that is away. Default 120 s; zero turns resumption off. Costs at most a
+    /// window (1 MiB) each way and line.
+    pub detached: Duration,
+    /// HTTP/2 PING interval on an API session whose line ends with its carrier, and the time its
+    /// answer may take. Default 20 s.
     pub session_ping: Duration,
     /// What open requests get to finish at shutdown before they are cut. Default 3 s.
     pub drain: Duration,
@@ -94,6 +99,7 @@ impl Default for Timing {
             wait_for_relay: Duration::from_secs(8),
             carrier_idle: Duration::from_secs(15 * 60),
             session_idle: Duration::from_secs(10 * 60),
+            detached: Duration::from_secs(120),
             session_ping: Duration::from_secs(20),
             drain: Duration::from_secs(3),
             carrier: tunnel::carrier::Timing::default(),

@@ -1,6 +1,6 @@
 //! Counters of the local proxy. Gauges are moved by guards, so that each end is counted once.
 
-use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
 /// Handles are cheap to clone and count into the same place.
 #[derive(Clone, Debug)]
@@ -25,6 +25,16 @@ pub struct Metrics {
     pub upgraded_bytes: IntCounter,
     /// Tasks of the proxy that are running.
     pub tasks: IntGauge,
+    /// Lines that go on when their carrier is lost.
+    pub kept_lines: IntGauge,
+    /// Lines that went on over another stream.
+    pub resumptions: IntCounter,
+    /// From the loss of a line's stream to the next one.
+    pub line_pause_seconds: Histogram,
+    /// Bytes that were sent again, because a stream was lost with them.
+    pub replayed_bytes: IntCounter,
+    /// Lines that were cut and not resumed, by why: `expired`, `gone`.
+    pub lines_given_up: IntCounterVec,
 }
 
 impl Default for Metrics {
@@ -62,6 +72,30 @@ impl Metrics {
             carriers: counter("carriers_total", "carriers opened"),
             upgraded_bytes: counter("upgraded_bytes_total", "bytes of upgraded connections"),
             tasks: gauge("tasks", "tasks that are running"),
+            kept_lines: gauge("kept_lines", "lines that outlive their carriers"),
+            resumptions: counter(
+                "line_resumptions_total",
+                "lines that went on over another stream",
+            ),
+            line_pause_seconds: Histogram::with_opts(
+                HistogramOpts::new(
+                    "throwline_local_proxy_line_pause_seconds",
+                    "from the loss of a line's stream to the next one",
+                )
+                .buckets(vec![
+                    0.001, 0.005, 0.01, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0,
+                ]),
+            )
+            .expect("the name above is valid"),
+            replayed_bytes: counter("line_replayed_bytes_total", "bytes of lines sent again"),
+            lines_given_up: IntCounterVec::new(
+                Opts::new(
+                    "throwline_local_proxy_lines_given_up_total",
+                    "lines that were cut and not resumed, by why",
+                ),
+                &["reason"],
+            )
+            .expect("the name above is valid"),
         }
     }
 
@@ -76,7 +110,12 @@ impl Metrics {
         registry.register(Box::new(self.lines.clone()))?;
         registry.register(Box::new(self.carriers.clone()))?;
         registry.register(Box::new(self.upgraded_bytes.clone()))?;
-        registry.register(Box::new(self.tasks.clone()))
+        registry.register(Box::new(self.tasks.clone()))?;
+        registry.register(Box::new(self.kept_lines.clone()))?;
+        registry.register(Box::new(self.resumptions.clone()))?;
+        registry.register(Box::new(self.line_pause_seconds.clone()))?;
+        registry.register(Box::new(self.replayed_bytes.clone()))?;
+        registry.register(Box::new(self.lines_given_up.clone()))
     }
 
     pub(crate) fn count(&self, outcome: &'static str) {

@@ -183,6 +183,9 @@ pub(crate) fn refusal_message(cluster: &str, refusal: &Refusal, now: SystemTime)
             }
             None => format!("cluster {cluster} is offline: its agent is not connected"),
         },
+        RefusalCode::InstanceGone => format!(
+            "the agent of cluster {cluster} was replaced, and what ran through the old one has ended; try again"
+        ),
         RefusalCode::NotAllowed => {
             format!("you may not reach cluster {cluster}; ask an administrator for access")
         }

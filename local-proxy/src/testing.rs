@@ -7,7 +7,7 @@ use crate::{
     loopback::{self, Loopback},
     metrics::Metrics,
     server,
-    session::{Dial, Dialed, Sessions, Shared},
+    session::{Dial, Dialed, Epoch, Sessions, Shared},
     store::Store,
 };
 use bytes::Bytes;
@@ -138,13 +138,17 @@ impl Dial for Agent {
             }
             Ok(Dialed {
                 io: Box::new(near),
-                epoch: self.epoch.load(Ordering::SeqCst),
+                epoch: self.epoch(),
+                line: None,
             })
         })
     }
 
-    fn epoch(&self) -> u64 {
-        self.epoch.load(Ordering::SeqCst)
+    fn epoch(&self) -> Epoch {
+        Epoch {
+            generation: 0,
+            carrier: self.epoch.load(Ordering::SeqCst),
+        }
     }
 }
 
@@ -155,7 +159,7 @@ impl Dial for Shareable {
         self.0.dial(c, kind)
     }
 
-    fn epoch(&self) -> u64 {
+    fn epoch(&self) -> Epoch {
         self.0.epoch()
     }
 }

@@ -182,9 +182,10 @@ async fn answer(stream: IncomingStream, agent: Arc<rustls::ServerConfig>) {
         Some(StreamKind::Open(open)) if open.cluster == "prod" => {
             let stream = stream.accept(StreamReply::accepted()).await.unwrap();
             // A warm spare may be cut while it comes up.
-            let Ok(line) = line::accept(stream).await else {
+            let Ok(accepted) = line::accept(stream, Duration::ZERO).await else {
                 return;
             };
+            let line = accepted.into_new().unwrap();
             let Ok(io) = session::accept(line, agent).await else {
                 return;
             };

@@ -315,5 +315,6 @@ pub(crate) fn code_label(code: RefusalCode) -> &'static str {
         RefusalCode::Timeout => "timeout",
         RefusalCode::Unauthenticated => "unauthenticated",
         RefusalCode::Unsupported => "unsupported",
+        RefusalCode::InstanceGone => "instance-gone",
     }
 }

@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 use throwline_certs::{Kind, SpiffeId};
 use throwline_ops::DrainGuard;
 use throwline_tunnel::carrier::{IncomingStream, OpenError};
@@ -30,6 +32,8 @@ const ATTEMPTS: usize = 4;
 const LIMIT_WAIT: Duration = Duration::from_secs(5);
 /// When to try again on a relay that drains: the proxy should have moved by then.
 const DRAIN_WAIT: Duration = Duration::from_secs(1);
+/// After so much silence on one way the next one is asked as well.
+const SILENT: Duration = Duration::from_secs(1);
 /// Between looks for another way, while all that are known are closing or have just died.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
@@ -320,6 +324,14 @@ async fn find(shared: &Arc<Shared>, cluster: &str, instance: &str) -> Result<Vec
             return Ok(routes);
         }
     }
+    if !instance.is_empty() && look(shared, cluster, "").await.is_ok() {
+        return Err(Refusal::new(
+            RefusalCode::InstanceGone,
+            format!(
+                "the agent of the cluster {cluster} that held the line is gone; another is there"
+            ),
+        ));
+    }
     let since = gone
         .and_then(|ago| SystemTime::now().checked_sub(ago))
         .unwrap_or(last_seen);
@@ -362,64 +374,96 @@ fn offline(cluster: &str, since: SystemTime) -> Refusal {
     .retry_after(LIMIT_WAIT)
 }
 
+/// Asks along the ways in their order, each when the one before it has failed, or has been silent
+/// for so long that it may be one that swallows everything. The first answer counts.
 async fn reach(
     shared: &Shared,
     routes: &[Route],
     told: &Open,
     give_up: Instant,
 ) -> Result<(mux::Stream, StreamReply), Unreached> {
+    let ask = |route| async move {
+        let within = shared.config.timing.agent_answer;
+        let end = give_up.min(Instant::now() + within);
+        match tokio::time::timeout_at(end, along(shared, route, told)).await {
+            Ok(Ok(opened)) => Ok(opened),
+            Ok(Err(error)) => Err(judge(route, told, error)),
+            Err(_) => Err(judge(route, told, OpenError::Timeout(within).into())),
+        }
+    };
     let mut last = Unreached::Moving;
-    for route in routes.iter().take(ATTEMPTS) {
-        let end = give_up.min(Instant::now() + shared.config.timing.agent_answer);
-        let opened = tokio::time::timeout_at(end, along(shared, route, told)).await;
-        let error = match opened {
-            Ok(Ok(opened)) => return Ok(opened),
-            Ok(Err(error)) => error,
-            Err(_) => OpenError::Timeout(shared.config.timing.agent_answer).into(),
-        };
-        last = match error {
-            // Its own word is final, unless it is that this way is closing; and it is cut to size
-            // before a user gets it.
-            PeerError::Open(OpenError::Refused(refused)) => {
-                if may_go_elsewhere(route, refused.code()) {
-                    continue;
-                }
-                return Err(Unreached::Refused(Refusal {
-                    code: refused.code,
-                    retry_after_ms: refused.retry_after_ms,
-                    since_unix_ms: refused.since_unix_ms,
-                    ..Refusal::new(RefusalCode::Unspecified, refused.message)
-                }));
-            }
-            PeerError::Open(OpenError::Limit) => Unreached::Refused(
-                Refusal::new(RefusalCode::Limit, "the agent's carrier is full")
-                    .retry_after(LIMIT_WAIT),
-            ),
-            PeerError::Open(OpenError::CarrierLost(reason)) => {
-                debug!(%reason, "a carrier ended under a new line");
+    let mut untried = routes.iter().take(ATTEMPTS);
+    let mut asked: FuturesUnordered<_> = untried.next().map(ask).into_iter().collect();
+    loop {
+        let answer = tokio::select! {
+            answer = asked.next() => answer,
+            () = tokio::time::sleep(SILENT), if untried.len() > 0 => {
+                asked.extend(untried.next().map(ask));
                 continue;
             }
-            PeerError::Unreachable { .. } => {
-                debug!(%error, "a line goes another way");
-                continue;
-            }
-            PeerError::Open(OpenError::Timeout(_)) => Unreached::Refused(Refusal::new(
-                RefusalCode::Timeout,
-                format!("the agent of the cluster {} does not answer", told.cluster),
-            )),
-            PeerError::Open(error) => {
-                debug!(%error, "an agent did not answer as it should");
-                Unreached::Refused(Refusal::new(
-                    RefusalCode::Internal,
-                    format!(
-                        "the agent of the cluster {} broke the protocol",
-                        told.cluster
-                    ),
-                ))
-            }
         };
+        match answer {
+            None => return Err(last),
+            Some(Ok(opened)) => return Ok(opened),
+            Some(Err(Verdict::Final(refused))) => return Err(Unreached::Refused(refused)),
+            Some(Err(Verdict::OfTheWay(refused))) => last = Unreached::Refused(refused),
+            Some(Err(Verdict::Moving)) => {}
+        }
+        asked.extend(untried.next().map(ask));
     }
-    Err(last)
+}
+
+/// What a failure along one way says about the others.
+enum Verdict {
+    /// The agent's own word: the same everywhere.
+    Final(Refusal),
+    /// What to say if no other way is better.
+    OfTheWay(Refusal),
+    /// This way is closing, or has just died.
+    Moving,
+}
+
+fn judge(route: &Route, told: &Open, error: PeerError) -> Verdict {
+    let of_the_way = |code, message: String| Verdict::OfTheWay(Refusal::new(code, message));
+    match error {
+        PeerError::Open(OpenError::Refused(refused)) => {
+            if may_go_elsewhere(route, refused.code()) {
+                return Verdict::Moving;
+            }
+            // Cut to size before a user gets it.
+            Verdict::Final(Refusal {
+                code: refused.code,
+                retry_after_ms: refused.retry_after_ms,
+                since_unix_ms: refused.since_unix_ms,
+                ..Refusal::new(RefusalCode::Unspecified, refused.message)
+            })
+        }
+        PeerError::Open(OpenError::Limit) => Verdict::OfTheWay(
+            Refusal::new(RefusalCode::Limit, "the agent's carrier is full").retry_after(LIMIT_WAIT),
+        ),
+        PeerError::Open(OpenError::CarrierLost(reason)) => {
+            debug!(%reason, "a carrier ended under a new line");
+            Verdict::Moving
+        }
+        PeerError::Unreachable { .. } => {
+            debug!(%error, "a line goes another way");
+            Verdict::Moving
+        }
+        PeerError::Open(OpenError::Timeout(_)) => of_the_way(
+            RefusalCode::Timeout,
+            format!("the agent of the cluster {} does not answer", told.cluster),
+        ),
+        PeerError::Open(error) => {
+            debug!(%error, "an agent did not answer as it should");
+            of_the_way(
+                RefusalCode::Internal,
+                format!(
+                    "the agent of the cluster {} broke the protocol",
+                    told.cluster
+                ),
+            )
+        }
+    }
 }
 
 async fn along(

@@ -12,6 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
 use crate::line::Line;
+use crate::proto::line::resume::{Key, LABEL};
 
 /// Longest handshake, either side. Two round trips of the wide-area network fit many times.
 pub const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -25,7 +26,13 @@ pub async fn connect<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    within(TlsConnector::from(config).connect(name, line)).await
+    let session = within(TlsConnector::from(config).connect(name, line)).await?;
+    let (line, tls) = session.get_ref();
+    let context = Some(line.id());
+    arm(line, |secret| {
+        tls.export_keying_material(secret, LABEL, context)
+    })?;
+    Ok(session)
 }
 
 /// Accepts a session as the agent.
@@ -36,7 +43,24 @@ pub async fn accept<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    within(TlsAcceptor::from(config).accept(line)).await
+    let session = within(TlsAcceptor::from(config).accept(line)).await?;
+    let (line, tls) = session.get_ref();
+    let context = Some(line.id());
+    arm(line, |secret| {
+        tls.export_keying_material(secret, LABEL, context)
+    })?;
+    Ok(session)
+}
+
+/// From here on the line outlives its stream: both ends, and nobody else, have a secret.
+fn arm<S: AsyncRead + AsyncWrite + Unpin>(
+    line: &Line<S>,
+    export: impl FnOnce([u8; 32]) -> Result<[u8; 32], rustls::Error>,
+) -> io::Result<()> {
+    if line.is_resumable() {
+        line.arm(Key::new(&export([0; 32]).map_err(io::Error::other)?));
+    }
+    Ok(())
 }
 
 async fn within<T>(handshake: impl Future<Output = io::Result<T>>) -> io::Result<T> {

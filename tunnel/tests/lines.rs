@@ -7,7 +7,7 @@ mod support;
 
 use std::time::Duration;
 
-use support::{eventually, gone, pair, pattern, pipe, stream};
+use support::{accept, eventually, gone, pair, pattern, pipe, stream};
 use throwline_tunnel::line::{self, Line, LineError};
 use throwline_tunnel::proto::close::CloseCode;
 use throwline_tunnel::proto::line::{HEADER_LEN, ResetCode, WINDOW, kind, put};
@@ -20,8 +20,8 @@ async fn line_pair<S>(a: S, b: S) -> (Line<S>, Line<S>)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let hello = LineHello::new([9; 16]);
-    let (opened, accepted) = tokio::join!(line::connect(a, hello), line::accept(b));
+    let hello = LineHello::new([9; 16], Duration::ZERO);
+    let (opened, accepted) = tokio::join!(line::connect(a, hello), accept(b));
     (opened.unwrap(), accepted.unwrap())
 }
 
@@ -112,7 +112,7 @@ async fn reader_and_writer_in_different_tasks_both_wake() {
 #[tokio::test]
 async fn small_writes_leave_as_one_frame() {
     let (a, mut b) = pipe(64 * 1024);
-    let hello = LineHello::new([1; 16]);
+    let hello = LineHello::new([1; 16], Duration::ZERO);
     let (line, ()) = tokio::join!(line::connect(a, hello), answer_hello(&mut b));
     let mut line = line.unwrap();
     // A SPDY frame header, as clients write it.
@@ -135,6 +135,7 @@ async fn answer_hello(raw: &mut DuplexStream) {
         version: 1,
         epoch: 0,
         window: WINDOW,
+        detached_ms: 0,
     };
     let reply = reply.encode_to_vec();
     let mut out = bytes::BytesMut::new();
@@ -153,7 +154,7 @@ async fn a_cut_at_any_point_is_never_a_clean_end() {
     put(&mut whole, kind::FIN, 0, 10);
     for cut in 0..=whole.len() {
         let (a, mut raw) = pipe(4096);
-        let hello = LineHello::new([1; 16]);
+        let hello = LineHello::new([1; 16], Duration::ZERO);
         let (line, ()) = tokio::join!(line::connect(a, hello), answer_hello(&mut raw));
         let mut line = line.unwrap();
         raw.write_all(&whole[..cut]).await.unwrap();
@@ -207,15 +208,12 @@ async fn hostile_frames_end_the_line_with_a_reset_that_says_why() {
         ),
         ("unknown type", frame(0x66, 0, 0), ResetCode::Protocol),
         ("reserved byte", reserved, ResetCode::Protocol),
-        (
-            "resumption",
-            frame(kind::RESUME, 0, 0),
-            ResetCode::Unsupported,
-        ),
+        ("resumption", frame(kind::RESUME, 0, 0), ResetCode::Protocol),
+        ("ping", frame(kind::PING, 0, 0), ResetCode::Protocol),
     ];
     for (name, bytes, want) in cases {
         let (a, mut raw) = pipe(1024 * 1024);
-        let hello = LineHello::new([1; 16]);
+        let hello = LineHello::new([1; 16], Duration::ZERO);
         let (line, ()) = tokio::join!(line::connect(a, hello), answer_hello(&mut raw));
         let mut line = line.unwrap();
         raw.write_all(&bytes).await.unwrap();
@@ -241,7 +239,7 @@ async fn hostile_frames_end_the_line_with_a_reset_that_says_why() {
 #[tokio::test]
 async fn payload_behind_a_refused_header_is_never_handed_out() {
     let (a, mut raw) = pipe(1024 * 1024);
-    let hello = LineHello::new([1; 16]);
+    let hello = LineHello::new([1; 16], Duration::ZERO);
     let (line, ()) = tokio::join!(line::connect(a, hello), answer_hello(&mut raw));
     let mut line = line.unwrap();
     let mut bytes = bytes::BytesMut::new();
@@ -259,7 +257,7 @@ async fn payload_behind_a_refused_header_is_never_handed_out() {
 #[tokio::test]
 async fn a_peer_beyond_its_window_is_cut_off() {
     let (a, mut raw) = pipe(4 * 1024 * 1024);
-    let hello = LineHello::new([1; 16]);
+    let hello = LineHello::new([1; 16], Duration::ZERO);
     let (line, ()) = tokio::join!(line::connect(a, hello), answer_hello(&mut raw));
     let mut line = line.unwrap();
     let mut flood = bytes::BytesMut::new();
@@ -314,9 +312,9 @@ async fn another_version_is_told_so() {
     let (a, b) = pipe(4096);
     let newer = LineHello {
         version: 2,
-        ..LineHello::new([1; 16])
+        ..LineHello::new([1; 16], Duration::ZERO)
     };
-    let (opened, accepted) = tokio::join!(line::connect(a, newer), line::accept(b));
+    let (opened, accepted) = tokio::join!(line::connect(a, newer), accept(b));
     let opened = opened.unwrap_err();
     assert!(
         matches!(

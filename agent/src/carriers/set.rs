@@ -15,6 +15,8 @@ pub(super) struct Set {
     pub(super) shutdown: Shutdown,
     pub(super) ready: ReadinessGuard,
     pub(super) metrics: Metrics,
+    /// Counts changes of the machine's network.
+    pub(super) network: watch::Receiver<u64>,
     state: watch::Sender<State>,
     identity: watch::Sender<u64>,
 }
@@ -85,6 +87,7 @@ impl Set {
             shutdown,
             ready,
             metrics,
+            network: throwline_ops::network::changes(),
             state: watch::Sender::default(),
             identity: watch::Sender::new(0),
         }

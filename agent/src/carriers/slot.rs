@@ -33,6 +33,7 @@ pub(super) struct Slot {
     number: usize,
     set: Arc<Set>,
     identity: watch::Receiver<u64>,
+    network: watch::Receiver<u64>,
     said: Said,
     backoff: Backoff,
     /// Each carrier's tasks, the old ones that are let go among them.
@@ -66,6 +67,8 @@ enum Why {
     Renewed,
     Old,
     Double,
+    /// The machine's addresses have changed, or it has slept: the carrier may be dead.
+    Network,
 }
 
 enum Due {
@@ -78,6 +81,7 @@ impl Slot {
         Self {
             number,
             identity: set.identity(),
+            network: set.network.clone(),
             said: Said::default(),
             backoff: Backoff::new(set.config.backoff),
             serving: JoinSet::new(),
@@ -110,7 +114,7 @@ impl Slot {
                     Err(failure) => {
                         self.failed(&failure);
                         let wait = self.backoff.next(&mut rand::rng());
-                        tokio::time::sleep(wait).await;
+                        self.pause(wait).await;
                     }
                 }
                 continue;
@@ -121,7 +125,7 @@ impl Slot {
                     self.backoff.lived(live.since.elapsed());
                     *current = None;
                     let wait = self.backoff.next(&mut rand::rng());
-                    tokio::time::sleep(wait).await;
+                    self.pause(wait).await;
                 }
                 Due::Move(why) => match self.connect(Some(why)).await {
                     Ok(connection) => {
@@ -158,8 +162,29 @@ impl Slot {
         }
     }
 
-    /// Dials until it gets to a relay that no sibling holds; after a few tries, to any.
+    /// Waits out the back-off, or until there is another network to try.
+    async fn pause(&mut self, wait: Duration) {
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            Ok(()) = self.network.changed() => {}
+        }
+    }
+
+    /// Connects; from the beginning when the network has changed meanwhile, for a dial into one that
+    /// is gone only times out.
     async fn connect(&mut self, why: Option<Why>) -> Result<Connection, Failure> {
+        let mut network = self.network.clone();
+        loop {
+            network.mark_unchanged();
+            tokio::select! {
+                connected = self.connect_once(why) => return connected,
+                Ok(()) = network.changed() => {}
+            }
+        }
+    }
+
+    /// Dials until it gets to a relay that no sibling holds; after a few tries, to any.
+    async fn connect_once(&mut self, why: Option<Why>) -> Result<Connection, Failure> {
         // Also what changed while nobody watched: the dial takes the newest.
         self.identity.mark_unchanged();
         let mut dialling = self.set.owner.dialling()?;
@@ -247,6 +272,7 @@ impl Slot {
             // A move that is to be tried again is about these as well.
             () = drain, if live.again.is_none_or(|(_, why)| why != Why::Drain) => Due::Move(Why::Drain),
             Ok(()) = self.identity.changed() => Due::Move(Why::Renewed),
+            Ok(()) = self.network.changed() => Due::Move(Why::Network),
             () = tokio::time::sleep_until(live.rotate) => Due::Move(Why::Old),
             () = double, if live.again.is_none() => Due::Move(Why::Double),
         };

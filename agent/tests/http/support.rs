@@ -249,6 +249,7 @@ impl Agent {
         };
         let ((one, shutdown), (two, stop)) = (Shutdown::new(), Shutdown::new());
         let life = Lifetime {
+            resumable: false,
             not_after: SystemTime::now() + Duration::from_secs(3600),
             shutdown,
             stop,

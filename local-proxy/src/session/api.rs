@@ -1,6 +1,6 @@
 //! The API session: HTTP/2 on a sealed session, for all plain requests to one cluster.
 
-use super::{Shared, lock};
+use super::{Epoch, Ground, Shared, lock};
 use crate::{error::Failure, forward::lost, metrics::Held};
 use hyper::{body::Incoming, client::conn::http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -34,7 +34,7 @@ type Sender = http2::SendRequest<Incoming>;
 /// One API session, as its cluster holds it. Dropping it lets its streams finish.
 pub(crate) struct ApiSession {
     sender: Sender,
-    epoch: u64,
+    ground: Ground,
     in_flight: Arc<AtomicUsize>,
     last_used: Arc<Mutex<Instant>>,
     ended: Arc<OnceLock<Failure>>,
@@ -65,7 +65,9 @@ impl Drop for Lease {
 impl ApiSession {
     pub(crate) async fn open(shared: &Arc<Shared>, cluster: &str) -> Result<Self, Failure> {
         let dialed = shared.dial.dial(cluster, LineKind::Api).await?;
-        let ping = shared.timing.session_ping;
+        let ground = Ground::of(&dialed);
+        // A line that outlives its carriers knows by itself whether its other end is there.
+        let ping = ground.line.is_none().then_some(shared.timing.session_ping);
         let mut builder = http2::Builder::new(TokioExecutor::new());
         builder
             .timer(TokioTimer::new())
@@ -75,7 +77,7 @@ impl ApiSession {
             .max_send_buf_size(SEND_BUFFER)
             .max_header_list_size(HEADER_LIST)
             .keep_alive_interval(ping)
-            .keep_alive_timeout(ping)
+            .keep_alive_timeout(shared.timing.session_ping)
             .keep_alive_while_idle(true);
         let (sender, connection) = builder
             .handshake::<_, Incoming>(TokioIo::new(dialed.io))
@@ -103,7 +105,7 @@ impl ApiSession {
         });
         Ok(Self {
             sender,
-            epoch: dialed.epoch,
+            ground,
             in_flight: Arc::default(),
             last_used: Arc::new(Mutex::new(Instant::now())),
             ended,
@@ -121,8 +123,12 @@ impl ApiSession {
         }
     }
 
-    pub(crate) fn is_usable(&self, epoch: u64) -> bool {
-        self.epoch == epoch && !self.sender.is_closed()
+    pub(crate) fn is_usable(&self, now: Epoch) -> bool {
+        self.ground.is_current(now) && !self.sender.is_closed()
+    }
+
+    pub(crate) fn is_connected(&self) -> bool {
+        self.ground.is_connected()
     }
 
     pub(crate) fn has_room(&self) -> bool {

@@ -3,10 +3,11 @@
 
 mod dial;
 mod drive;
+mod keep;
 
 pub(crate) use dial::{dial_config, dial_error, open_error, refused_by_agent};
 
-use super::{Dial, Dialed};
+use super::{Dial, Dialed, Epoch};
 use crate::{
     config::{Outbound, Timing},
     error::Failure,
@@ -14,9 +15,11 @@ use crate::{
     store::{Credentials, Store},
 };
 use futures::future::BoxFuture;
+use keep::Keeper;
 use std::{
+    collections::HashMap,
     sync::{
-        Arc, Mutex, PoisonError, RwLock,
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -24,7 +27,8 @@ use std::{
 use throwline_certs::{Kind, SpiffeId, Validator, tls};
 use throwline_tunnel::{
     carrier::{Carrier, OpenError},
-    line,
+    line::{self, Handle},
+    mux,
     proto::{
         self,
         messages::{LineHello, LineKind, Open, RefusalCode},
@@ -33,6 +37,7 @@ use throwline_tunnel::{
 };
 use tokio::{
     sync::{Notify, watch},
+    task::JoinSet,
     time::{Instant, timeout},
 };
 
@@ -55,12 +60,25 @@ struct Inner {
     credentials: RwLock<Arc<Credentials>>,
     state: watch::Sender<State>,
     epoch: AtomicU64,
+    /// Rises with the identity, and when sessions must leave a carrier that has no successor.
+    generation: AtomicU64,
+    lines: Mutex<Lines>,
+    /// There is a line.
+    kept: Notify,
     /// Somebody waits for a carrier.
     demand: Notify,
     /// The carrier of this epoch, and any before it, is to be replaced: the identity was, or its
     /// relay takes no new lines.
     replace: watch::Sender<u64>,
     last_use: Mutex<Option<Instant>>,
+}
+
+/// The lines that are kept, and who keeps them.
+#[derive(Default)]
+struct Lines {
+    next: u64,
+    held: HashMap<u64, (Handle<mux::Stream>, Arc<Notify>)>,
+    keepers: JoinSet<()>,
 }
 
 #[derive(Clone)]
@@ -87,6 +105,9 @@ impl Link {
             credentials: RwLock::new(Arc::new(credentials)),
             state: watch::Sender::new(State::Down { last: None }),
             epoch: AtomicU64::new(0),
+            generation: AtomicU64::new(0),
+            lines: Mutex::default(),
+            kept: Notify::new(),
             demand: Notify::new(),
             replace: watch::Sender::new(0),
             last_use: Mutex::default(),
@@ -146,6 +167,7 @@ impl Link {
     pub(crate) fn set_credentials(&self, credentials: Credentials) {
         let slot = &self.0.credentials;
         *slot.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(credentials);
+        self.0.generation.fetch_add(1, Ordering::AcqRel);
         self.replace(self.0.epoch.load(Ordering::Acquire));
     }
 
@@ -172,9 +194,10 @@ impl Link {
 
     async fn open(&self, cluster: &str, kind: LineKind) -> Result<Dialed, Failure> {
         let deadline = Instant::now() + self.0.timing.wait_for_relay;
-        let (stream, epoch) = loop {
+        let line_id: [u8; 16] = rand::random();
+        let now = self.epoch();
+        let (stream, reply, carrier, epoch) = loop {
             let (carrier, epoch) = self.carrier().await?;
-            let line_id: [u8; 16] = rand::random();
             let open = Open {
                 version: proto::VERSION,
                 cluster: cluster.to_owned(),
@@ -183,7 +206,7 @@ impl Link {
                 ..Open::default()
             };
             let error = match carrier.open(open.into()).await {
-                Ok((stream, _reply)) => break ((stream, line_id), epoch),
+                Ok((stream, reply)) => break (stream, reply, carrier, epoch),
                 Err(error) => error,
             };
             // A relay that goes away is no reason for a request to fail: the next one is dialled,
@@ -201,9 +224,8 @@ impl Link {
             }
             tokio::time::sleep(AGAIN).await;
         };
-        let (stream, line_id) = stream;
         self.0.metrics.lines.inc();
-        let hello = LineHello::new(line_id);
+        let hello = LineHello::new(line_id, self.0.timing.detached);
         let line = timeout(LINE_HELLO, line::connect(stream, hello))
             .await
             .map_err(|_| Failure::Timeout {
@@ -218,10 +240,60 @@ impl Link {
         let io = session::connect(line, config, tls::session_name())
             .await
             .map_err(|error| dial::session_error(cluster, &error))?;
+        let line = io.get_ref().0.handle();
+        if let Some(handle) = &line {
+            let doubt = Arc::new(Notify::new());
+            self.keep(Keeper {
+                link: self.clone(),
+                handle: handle.clone(),
+                cluster: cluster.to_owned(),
+                kind,
+                agent_instance: reply.agent_instance,
+                carrier,
+                epoch,
+                doubt,
+            });
+        }
         Ok(Dialed {
             io: Box::new(io),
-            epoch,
+            epoch: Epoch {
+                generation: now.generation,
+                carrier: epoch,
+            },
+            line,
         })
+    }
+
+    /// Has a line kept until it is over.
+    fn keep(&self, keeper: Keeper) {
+        let mut lines = self.lock_lines();
+        while lines.keepers.try_join_next().is_some() {}
+        let number = lines.next;
+        lines.next += 1;
+        let watched = (keeper.handle.clone(), keeper.doubt.clone());
+        lines.held.insert(number, watched);
+        let link = self.clone();
+        lines.keepers.spawn(async move {
+            keeper.run().await;
+            link.lock_lines().held.remove(&number);
+        });
+        drop(lines);
+        self.0.kept.notify_one();
+    }
+
+    fn lines(&self) -> Vec<(Handle<mux::Stream>, Arc<Notify>)> {
+        self.lock_lines().held.values().cloned().collect()
+    }
+
+    /// Nothing is kept any more.
+    fn forget_lines(&self) {
+        let lines = std::mem::take(&mut *self.lock_lines());
+        drop(lines);
+    }
+
+    fn lock_lines(&self) -> MutexGuard<'_, Lines> {
+        // Nothing under this lock can panic half-way through a change.
+        self.0.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn session_config(
@@ -253,7 +325,10 @@ impl Dial for Link {
         Box::pin(self.open(cluster, kind))
     }
 
-    fn epoch(&self) -> u64 {
-        self.0.epoch.load(Ordering::Acquire)
+    fn epoch(&self) -> Epoch {
+        Epoch {
+            generation: self.0.generation.load(Ordering::Acquire),
+            carrier: self.0.epoch.load(Ordering::Acquire),
+        }
     }
 }

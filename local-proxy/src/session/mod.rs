@@ -25,7 +25,7 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
 };
-use throwline_tunnel::proto::messages::LineKind;
+use throwline_tunnel::{line::Handle, mux, proto::messages::LineKind};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     time::Instant,
@@ -39,8 +39,47 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 /// A session fresh from its handshake.
 pub(crate) struct Dialed {
     pub(crate) io: Box<dyn Io>,
-    /// The carrier it came over; see [`Dial::epoch`].
-    pub(crate) epoch: u64,
+    /// When it was dialled; see [`Dial::epoch`].
+    pub(crate) epoch: Epoch,
+    /// The line below, if that outlives its carrier.
+    pub(crate) line: Option<Handle<mux::Stream>>,
+}
+
+/// What sessions are made of: those of an earlier epoch finish what they have and take nothing new.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Epoch {
+    /// Rises with the user's identity.
+    pub(crate) generation: u64,
+    /// Rises with each carrier, so that one that was told to drain empties. What can go on over
+    /// another carrier does not care.
+    pub(crate) carrier: u64,
+}
+
+/// What a session stands on.
+pub(crate) struct Ground {
+    epoch: Epoch,
+    line: Option<Handle<mux::Stream>>,
+}
+
+impl Ground {
+    fn of(dialed: &Dialed) -> Self {
+        Self {
+            epoch: dialed.epoch,
+            line: dialed.line.clone(),
+        }
+    }
+
+    fn is_current(&self, now: Epoch) -> bool {
+        self.epoch.generation == now.generation
+            && (self.line.is_some() || self.epoch.carrier == now.carrier)
+    }
+
+    /// A line that was cut will go on, but who comes now is better served elsewhere, or told that
+    /// there is no elsewhere.
+    fn is_connected(&self) -> bool {
+        let line = self.line.as_ref();
+        line.is_none_or(|line| line.phase().attached)
+    }
 }
 
 /// Opens sealed sessions.
@@ -51,9 +90,7 @@ pub(crate) trait Dial: Send + Sync + 'static {
         kind: LineKind,
     ) -> BoxFuture<'a, Result<Dialed, Failure>>;
 
-    /// Rises with each carrier. Sessions of an earlier one finish what they have and take nothing
-    /// new, so that a carrier that was told to drain empties.
-    fn epoch(&self) -> u64;
+    fn epoch(&self) -> Epoch;
 }
 
 /// All clusters' sessions.
@@ -274,13 +311,13 @@ impl Cluster {
         sessions.retain(|session| session.is_usable(epoch));
         sessions
             .iter()
-            .find(|session| session.has_room())
+            .find(|session| session.has_room() && session.is_connected())
             .map(ApiSession::lease)
     }
 
     fn take_spare(&self, shared: &Shared) -> Option<UpgradeSession> {
         let (session, _) = lock(&self.spare).session.take()?;
-        session.is_usable(shared.dial.epoch()).then_some(session)
+        (session.is_usable(shared.dial.epoch()) && session.is_connected()).then_some(session)
     }
 }
 

@@ -1,6 +1,6 @@
 //! The upgrade session: HTTP/1.1 on a sealed session of its own, for exactly one request.
 
-use super::Shared;
+use super::{Epoch, Ground, Shared};
 use crate::{body::Body, error::Failure, metrics::Held};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -13,7 +13,7 @@ const BUFFER: usize = 64 * 1024;
 /// A session that has carried nothing yet.
 pub(crate) struct UpgradeSession {
     pub(crate) sender: http1::SendRequest<Body>,
-    epoch: u64,
+    ground: Ground,
     /// Counted as open until whoever holds this is done with the answer.
     pub(crate) held: Held,
 }
@@ -21,6 +21,7 @@ pub(crate) struct UpgradeSession {
 impl UpgradeSession {
     pub(crate) async fn open(shared: &Arc<Shared>, cluster: &str) -> Result<Self, Failure> {
         let dialed = shared.dial.dial(cluster, LineKind::Upgrade).await?;
+        let ground = Ground::of(&dialed);
         let (sender, connection) = http1::Builder::new()
             .max_buf_size(BUFFER)
             .handshake::<_, Body>(TokioIo::new(dialed.io))
@@ -37,13 +38,17 @@ impl UpgradeSession {
         });
         Ok(Self {
             sender,
-            epoch: dialed.epoch,
+            ground,
             held: Held::one(&shared.metrics.upgrade_sessions),
         })
     }
 
-    pub(crate) fn is_usable(&self, epoch: u64) -> bool {
-        self.epoch == epoch && !self.is_closed()
+    pub(crate) fn is_usable(&self, now: Epoch) -> bool {
+        self.ground.is_current(now) && !self.is_closed()
+    }
+
+    pub(crate) fn is_connected(&self) -> bool {
+        self.ground.is_connected()
     }
 
     pub(crate) fn is_closed(&self) -> bool {

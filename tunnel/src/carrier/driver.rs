@@ -238,6 +238,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Driver<T> {
         if received != self.received {
             self.received = received;
             self.liveness.on_bytes(now.into_std());
+            self.shared.set_heard(now);
         }
         if let Some(payload) = self.ws.take_pong() {
             self.on_pong(&payload, now);

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::time::Instant;
 
 use crate::message;
 use crate::mux::{self, Mux, Side, Stream};
@@ -27,6 +28,9 @@ pub(super) struct Shared {
     incoming_max: usize,
     /// Microseconds; 0 before the first pong.
     round_trip: AtomicU64,
+    began: Instant,
+    /// Milliseconds from `began` to the last byte that came in.
+    heard: AtomicU64,
     ended: watch::Sender<Option<CloseReason>>,
 }
 
@@ -48,6 +52,12 @@ impl Shared {
     pub(super) fn set_round_trip(&self, took: Duration) {
         let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX).max(1);
         self.round_trip.store(micros, Ordering::Relaxed);
+    }
+
+    pub(super) fn set_heard(&self, now: Instant) {
+        let millis = now.saturating_duration_since(self.began).as_millis();
+        let millis = u64::try_from(millis).unwrap_or(u64::MAX);
+        self.heard.store(millis, Ordering::Relaxed);
     }
 
     pub(super) fn finish(&self, reason: CloseReason) {
@@ -80,6 +90,8 @@ where
         incoming: Arc::new(Semaphore::new(incoming_max)),
         incoming_max,
         round_trip: AtomicU64::new(0),
+        began: Instant::now(),
+        heard: AtomicU64::new(0),
         ended: watch::Sender::new(None),
     });
     let (commands, asked) = mpsc::unbounded_channel();
@@ -178,6 +190,12 @@ impl Carrier {
             0 => None,
             micros => Some(Duration::from_micros(micros)),
         }
+    }
+
+    /// When the last byte came in.
+    pub fn heard(&self) -> Instant {
+        let millis = self.shared.heard.load(Ordering::Relaxed);
+        self.shared.began + Duration::from_millis(millis)
     }
 
     /// The relay's name for this carrier.

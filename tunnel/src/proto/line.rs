@@ -5,10 +5,19 @@
 //! | type |  0   | length u16  | value u64                                     | payload …
 //! ```
 //! All numbers are big-endian. `value` is the stream offset of DATA's first byte, the count of
-//! bytes received for ACK, the final offset for FIN, the code for RESET, 0 otherwise.
+//! bytes consumed for ACK, the final offset for FIN and DONE, the code for RESET and GONE, the epoch
+//! for RESUME and OK, 0 otherwise.
 //!
 //! Each side numbers its own bytes from 0. An end is said in-band by FIN or RESET, because the
 //! stream below reads a reset as an end of data: only a FIN with the right offset is a clean end.
+//!
+//! The frames are here with what each half may do ([`Receiver`], [`Sender`]); [`machine`] makes a
+//! line of them, which can be cut and taken up again, and [`resume`] says who may do that.
+
+pub mod machine;
+mod replay;
+pub mod resume;
+pub mod silence;
 
 use bytes::{BufMut, BytesMut};
 
@@ -43,11 +52,20 @@ pub mod kind {
     pub const ACK: u8 = 0x11;
     pub const FIN: u8 = 0x12;
     pub const RESET: u8 = 0x13;
-    /// Reserved: takes a line up again on a new stream.
+    /// The peer's FIN has come, and all before it: its sender may forget the line. Only on a line
+    /// that can be resumed.
+    pub const DONE: u8 = 0x14;
+    /// Asks for a sign of life.
+    pub const PING: u8 = 0x15;
+    /// The answer.
+    pub const PONG: u8 = 0x16;
+    /// Asks the local proxy to resume the line over another carrier, since this one is let go.
+    pub const MOVE: u8 = 0x17;
+    /// Takes a line up again on a new stream; its first frame.
     pub const RESUME: u8 = 0x20;
-    /// Reserved: the answer that it goes on.
+    /// The answer that it goes on.
     pub const OK: u8 = 0x21;
-    /// Reserved: the answer that it cannot.
+    /// The answer that it cannot.
     pub const GONE: u8 = 0x22;
 }
 
@@ -67,6 +85,8 @@ pub enum ResetCode {
     Internal,
     /// The sender waited too long.
     Timeout,
+    /// No such line, or none that the asker may take up; which of the two is not said.
+    Unknown,
     Other(u64),
 }
 
@@ -79,6 +99,7 @@ impl ResetCode {
             Self::Unsupported => 4,
             Self::Internal => 5,
             Self::Timeout => 6,
+            Self::Unknown => 7,
             Self::Other(code) => code,
         }
     }
@@ -91,6 +112,7 @@ impl ResetCode {
             4 => Self::Unsupported,
             5 => Self::Internal,
             6 => Self::Timeout,
+            7 => Self::Unknown,
             other => Self::Other(other),
         }
     }
@@ -102,8 +124,6 @@ impl ResetCode {
 pub enum Violation {
     #[error("unknown frame type {0:#04x}")]
     UnknownType(u8),
-    #[error("frame type {0:#04x} is reserved and not spoken here")]
-    Reserved(u8),
     #[error("frame type {kind:#04x} with a length of {len}")]
     Length { kind: u8, len: usize },
     #[error("the reserved byte or value of frame type {0:#04x} is not zero")]
@@ -126,6 +146,10 @@ pub enum Violation {
     AckBackwards { acked: u64, got: u64 },
     #[error("malformed hello")]
     Hello,
+    #[error("malformed resumption")]
+    Resume,
+    #[error("resumed at a position that cannot be")]
+    Position,
 }
 
 /// A decoded header. `len` bytes of payload follow where there is one.
@@ -137,6 +161,13 @@ pub enum Header {
     Ack { received: u64 },
     Fin { end: u64 },
     Reset { code: ResetCode, len: usize },
+    Done { end: u64 },
+    Ping,
+    Pong,
+    Move,
+    Resume { epoch: u64, len: usize },
+    Ok { epoch: u64, len: usize },
+    Gone { code: ResetCode, len: usize },
 }
 
 /// Decodes the header at the front of `buf`; `None` asks for more bytes. Takes nothing off.
@@ -153,7 +184,7 @@ pub fn parse(buf: &[u8]) -> Result<Option<Header>, Violation> {
     };
     let known = matches!(
         kind,
-        kind::HELLO | kind::HELLO_REPLY | kind::DATA..=kind::RESET
+        kind::HELLO | kind::HELLO_REPLY | kind::DATA..=kind::MOVE | kind::RESUME..=kind::GONE
     );
     if known && reserved != 0 {
         return Err(Violation::NotZero(kind));
@@ -186,7 +217,33 @@ pub fn parse(buf: &[u8]) -> Result<Option<Header>, Violation> {
             let code = ResetCode::from_u64(value);
             Header::Reset { code, len }
         }
-        kind::RESUME | kind::OK | kind::GONE => return Err(Violation::Reserved(kind)),
+        kind::DONE => {
+            length(len == 0)?;
+            Header::Done { end: value }
+        }
+        kind::PING | kind::PONG | kind::MOVE => {
+            length(len == 0)?;
+            if value != 0 {
+                return Err(Violation::NotZero(kind));
+            }
+            match kind {
+                kind::PING => Header::Ping,
+                kind::PONG => Header::Pong,
+                _ => Header::Move,
+            }
+        }
+        kind::RESUME | kind::OK => {
+            length(len <= MAX_HELLO)?;
+            match kind {
+                kind::RESUME => Header::Resume { epoch: value, len },
+                _ => Header::Ok { epoch: value, len },
+            }
+        }
+        kind::GONE => {
+            length(len <= MAX_REASON)?;
+            let code = ResetCode::from_u64(value);
+            Header::Gone { code, len }
+        }
         other => return Err(Violation::UnknownType(other)),
     };
     Ok(Some(header))
@@ -202,13 +259,33 @@ pub fn put(out: &mut BytesMut, kind: u8, len: u16, value: u64) {
 
 /// Appends a RESET, its reason cut to what fits.
 pub fn put_reset(out: &mut BytesMut, code: ResetCode, reason: &str) {
+    put_end(out, kind::RESET, code, reason);
+}
+
+/// Appends a GONE, its reason cut to what fits.
+pub fn put_gone(out: &mut BytesMut, code: ResetCode, reason: &str) {
+    put_end(out, kind::GONE, code, reason);
+}
+
+fn put_end(out: &mut BytesMut, kind: u8, code: ResetCode, reason: &str) {
     let mut cut = reason.len().min(MAX_REASON);
     while !reason.is_char_boundary(cut) {
         cut -= 1;
     }
     // `cut` is at most 255.
-    put(out, kind::RESET, cut as u16, code.to_u64());
+    put(out, kind, cut as u16, code.to_u64());
     out.put_slice(&reason.as_bytes()[..cut]);
+}
+
+/// How far a side has come in the other's bytes, as it says when a line is resumed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Position {
+    /// Bytes that have arrived; the next one is wanted.
+    pub received: u64,
+    /// Bytes that were taken by the reader: an acknowledgement, since the last may be lost.
+    pub consumed: u64,
+    /// The FIN has arrived.
+    pub ended: bool,
 }
 
 /// The receiving half: which bytes may come, and what to acknowledge.
@@ -282,9 +359,35 @@ impl Receiver {
         Some(self.acked)
     }
 
+    /// The offset to acknowledge, however little was consumed since the last time: for when it
+    /// costs no frame of its own, or the line rests.
+    pub fn take_small_ack(&mut self) -> Option<u64> {
+        if self.consumed == self.acked || self.end.is_some() {
+            return None;
+        }
+        self.acked = self.consumed;
+        Some(self.acked)
+    }
+
+    /// The stream below is gone, and with it the last `missing` bytes of payload that a header had
+    /// announced. What is told here counts as acknowledged.
+    pub fn interrupt(&mut self, missing: usize) -> Position {
+        self.received -= missing as u64;
+        self.acked = self.consumed;
+        Position {
+            received: self.received,
+            consumed: self.consumed,
+            ended: self.end.is_some(),
+        }
+    }
+
     /// The peer has said its end, and all before it was consumed.
     pub fn is_finished(&self) -> bool {
         self.end == Some(self.consumed)
+    }
+
+    pub fn received(&self) -> u64 {
+        self.received
     }
 
     /// The peer has said its end.
@@ -342,6 +445,17 @@ impl Sender {
         self.acked = received;
         Ok(())
     }
+
+    /// Where the peer stands when the line is resumed.
+    pub fn on_position(&mut self, at: Position) -> Result<(), Violation> {
+        let is_sane =
+            self.acked <= at.consumed && at.consumed <= at.received && at.received <= self.sent;
+        if !is_sane {
+            return Err(Violation::Position);
+        }
+        self.acked = at.consumed;
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -391,9 +505,17 @@ mod tests {
         ));
         assert_eq!(wrong(kind::HELLO, 5, 1), Violation::NotZero(kind::HELLO));
         assert_eq!(wrong(0x7f, 0, 0), Violation::UnknownType(0x7f));
-        for kind in [kind::RESUME, kind::OK, kind::GONE] {
-            assert_eq!(wrong(kind, 0, 0), Violation::Reserved(kind));
+        for kind in [kind::PING, kind::PONG, kind::MOVE] {
+            assert_eq!(wrong(kind, 0, 1), Violation::NotZero(kind));
+            assert!(matches!(wrong(kind, 1, 0), Violation::Length { .. }));
         }
+        for kind in [kind::RESUME, kind::OK] {
+            assert!(matches!(wrong(kind, 513, 1), Violation::Length { .. }));
+        }
+        assert!(matches!(
+            wrong(kind::GONE, 256, 7),
+            Violation::Length { .. }
+        ));
         let mut reserved = header(kind::DATA, 1, 0);
         reserved[1] = 1;
         assert_eq!(parse(&reserved), Err(Violation::NotZero(kind::DATA)));

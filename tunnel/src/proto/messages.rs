@@ -112,6 +112,8 @@ pub enum RefusalCode {
     Timeout = 10,
     Unauthenticated = 11,
     Unsupported = 12,
+    /// The cluster has agents, but not the process that was asked for.
+    InstanceGone = 13,
 }
 
 /// Longest refusal text that is sent; the rest is cut at a character.
@@ -356,12 +358,15 @@ pub struct LineHello {
     /// 16 bytes.
     #[prost(bytes = "vec", tag = "2")]
     pub line_id: Vec<u8>,
-    /// Rises with each carrier that a line is resumed on; 0 on the first.
+    /// 0. The epoch rises with each stream that a line is resumed on.
     #[prost(uint32, tag = "3")]
     pub epoch: u32,
     /// Bytes the sender of this message is willing to have unacknowledged towards it.
     #[prost(uint32, tag = "4")]
     pub window: u32,
+    /// How long the line may be without a stream; 0: it ends with its stream.
+    #[prost(uint32, tag = "5")]
+    pub detached_ms: u32,
 }
 
 /// The agent's answer.
@@ -373,6 +378,46 @@ pub struct LineHelloReply {
     pub epoch: u32,
     #[prost(uint32, tag = "3")]
     pub window: u32,
+    /// What holds for the line: at most what the hello asked for.
+    #[prost(uint32, tag = "4")]
+    pub detached_ms: u32,
+}
+
+/// RESUME: takes a line up on a new stream. The epoch is the frame's value.
+#[derive(Clone, PartialEq, Eq, Hash, Message)]
+pub struct LineResume {
+    /// 16 bytes.
+    #[prost(bytes = "vec", tag = "1")]
+    pub line_id: Vec<u8>,
+    /// 16 bytes, fresh.
+    #[prost(bytes = "vec", tag = "2")]
+    pub nonce: Vec<u8>,
+    #[prost(uint64, tag = "3")]
+    pub received: u64,
+    #[prost(uint64, tag = "4")]
+    pub consumed: u64,
+    #[prost(bool, tag = "5")]
+    pub ended: bool,
+    /// 32 bytes; over all of the above and the epoch.
+    #[prost(bytes = "vec", tag = "6")]
+    pub mac: Vec<u8>,
+}
+
+/// OK: the line goes on. The epoch is the frame's value.
+#[derive(Clone, PartialEq, Eq, Hash, Message)]
+pub struct LineResumed {
+    /// 16 bytes, fresh.
+    #[prost(bytes = "vec", tag = "1")]
+    pub nonce: Vec<u8>,
+    #[prost(uint64, tag = "2")]
+    pub received: u64,
+    #[prost(uint64, tag = "3")]
+    pub consumed: u64,
+    #[prost(bool, tag = "4")]
+    pub ended: bool,
+    /// 32 bytes; over all of the above, the epoch, the line's id and the nonce that is answered.
+    #[prost(bytes = "vec", tag = "5")]
+    pub mac: Vec<u8>,
 }
 
 #[cfg(test)]

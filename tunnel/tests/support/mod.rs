@@ -11,9 +11,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use throwline_tunnel::carrier::{self, AcceptConfig, Connection, DialConfig, Prover};
+use throwline_tunnel::line::{self, Line, LineError};
 use throwline_tunnel::mux;
 use throwline_tunnel::proto::messages::{LineKind, Open, Role, StreamHeader, StreamReply};
-use tokio::io::DuplexStream;
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
 use url::Url;
 
 pub fn prover() -> Arc<Prover> {
@@ -50,6 +51,14 @@ pub async fn pair_with(
         carrier::accept(acceptor, accept, |_, _| Ok(()))
     );
     (dialed.unwrap(), accepted.unwrap().0)
+}
+
+/// Accepts a line that ends with its stream.
+pub async fn accept<S>(stream: S) -> Result<Line<S>, LineError>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    line::accept(stream, Duration::ZERO).await?.into_new()
 }
 
 pub fn header() -> StreamHeader {

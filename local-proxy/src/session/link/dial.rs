@@ -6,7 +6,10 @@ use crate::{
     error::Failure,
     store::{Credentials, Store, StoreError},
 };
-use std::{io, sync::Arc};
+use std::{
+    io,
+    sync::{Arc, atomic::Ordering},
+};
 use throwline_certs::{jws, sha256, tls};
 use throwline_tunnel::{
     carrier::{self, Connection, DialConfig, DialError, OpenError, Prover},
@@ -80,6 +83,7 @@ impl Inner {
                     .credentials
                     .write()
                     .unwrap_or_else(std::sync::PoisonError::into_inner) = stored.clone();
+                self.generation.fetch_add(1, Ordering::AcqRel);
                 stored
             }
             Ok(Err(error)) if !matches!(error, StoreError::Expired { .. }) => {

@@ -1,6 +1,7 @@
 //! The life of the carrier: dialled on demand, redialled while in use, replaced before it ends.
 
 use super::{Link, State};
+use crate::error::Failure;
 use rand::Rng as _;
 use std::{
     sync::atomic::Ordering,
@@ -23,6 +24,10 @@ use tokio_util::sync::CancellationToken;
 
 /// While somebody waits, a dial is tried this often, whatever the back-off says.
 const EAGER: Duration = Duration::from_secs(1);
+/// Within this time a carrier that had worked is dialled anew, the first time that it is lost.
+const AT_ONCE: Duration = Duration::from_millis(200);
+/// How long a carrier must have lived for that.
+const SETTLED: Duration = Duration::from_secs(2);
 /// A carrier is replaced, make before break, at this age ± 20 %: balancers have hard limits.
 const ROTATE: Duration = Duration::from_secs(2 * 3600);
 /// How often to look whether a carrier is still needed.
@@ -43,7 +48,9 @@ enum Ended {
 impl Link {
     /// Keeps a carrier up while one is needed; ends with `stop`.
     pub(crate) async fn drive(self, stop: CancellationToken) {
-        stop.run_until_cancelled(self.run()).await;
+        stop.run_until_cancelled(async { tokio::join!(self.run(), self.look()) })
+            .await;
+        self.forget_lines();
         let state = self.0.state.send_replace(State::Down { last: None });
         if let State::Up { carrier, .. } = state {
             carrier.close(CloseCode::GoingAway, "the local proxy stops");
@@ -54,11 +61,13 @@ impl Link {
         // They end with this function.
         let mut retired = JoinSet::new();
         let mut backoff = Backoff::new(backoff::Config::default());
+        let mut network = throwline_ops::network::changes();
         loop {
+            let mut lost = false;
             while !self.is_used() {
                 self.0.demand.notified().await;
             }
-            let mut next = match self.0.dial().await {
+            let mut next = match self.dial_anew(&mut network).await {
                 Ok(connection) => Some(connection),
                 Err(failure) => {
                     tracing::warn!(%failure, "cannot reach the relay");
@@ -70,16 +79,25 @@ impl Link {
             };
             while let Some(connection) = next.take() {
                 let since = Instant::now();
-                match self.hold(connection, &mut retired).await {
+                match self.hold(connection, &mut retired, &mut network).await {
                     Ended::Replaced(successor) => next = Some(successor),
-                    Ended::Lost | Ended::Idle => {
+                    ended => {
+                        lost = matches!(ended, Ended::Lost) && since.elapsed() > SETTLED;
                         self.0.state.send_replace(State::Down { last: None });
                     }
                 }
                 backoff.lived(since.elapsed());
             }
-            let delay = backoff.next(&mut rand::rng());
-            self.pause(delay).await;
+            let delay = match lost {
+                // Lines wait. Whoever else was on the same relay comes at once, too: hence a part
+                // of a second.
+                true => AT_ONCE.mul_f64(rand::rng().random::<f64>()),
+                false => backoff.next(&mut rand::rng()),
+            };
+            tokio::select! {
+                () = self.pause(delay) => {}
+                Ok(()) = network.changed() => {}
+            }
         }
     }
 
@@ -96,7 +114,12 @@ impl Link {
     }
 
     /// Lets a carrier serve until it ends or has a successor.
-    async fn hold(&self, connection: Connection, retired: &mut JoinSet<()>) -> Ended {
+    async fn hold(
+        &self,
+        connection: Connection,
+        retired: &mut JoinSet<()>,
+        network: &mut watch::Receiver<u64>,
+    ) -> Ended {
         let Connection {
             carrier,
             mut incoming,
@@ -145,6 +168,8 @@ impl Link {
                 }
                 () = &mut rotate, if !due => due = true,
                 () = is_asked(&mut replace, epoch), if !due => due = true,
+                // The carrier may be dead and not know it.
+                Ok(()) = network.changed() => due = true,
                 _ = look.tick() => {
                     // The control stream is one; sessions that are kept count as use.
                     if !self.is_used() && carrier.streams() <= 1 {
@@ -162,7 +187,7 @@ impl Link {
             }
             // Make before break; without a successor the old one goes on, and is asked again at
             // the next look.
-            match self.0.dial().await {
+            match self.dial_anew(network).await {
                 Ok(successor) => {
                     while retired.try_join_next().is_some() {}
                     retired.spawn(retire(carrier, incoming));
@@ -173,10 +198,22 @@ impl Link {
                     // There is no other relay: the sessions that only wait for work must not
                     // hold up the one that wants to stop.
                     if std::mem::take(&mut leaving) {
-                        self.0.epoch.fetch_add(1, Ordering::AcqRel);
+                        self.0.generation.fetch_add(1, Ordering::AcqRel);
                     }
                     look.reset_after(EAGER);
                 }
+            }
+        }
+    }
+
+    /// Dials; from the beginning when the network has changed meanwhile, for a dial into one that is
+    /// gone only times out.
+    async fn dial_anew(&self, network: &mut watch::Receiver<u64>) -> Result<Connection, Failure> {
+        loop {
+            network.mark_unchanged();
+            tokio::select! {
+                dialled = self.0.dial() => return dialled,
+                Ok(()) = network.changed() => {}
             }
         }
     }
