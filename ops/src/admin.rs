@@ -10,9 +10,9 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use prometheus::{Encoder, Registry, TextEncoder};
+use prometheus::{Encoder, IntGauge, Registry, TextEncoder, core::Collector, proto::MetricFamily};
 use std::io;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, runtime::Handle};
 
 /// Serves until `shutdown`. The caller binds, so that tests can use port 0.
 ///
@@ -74,7 +74,9 @@ async fn readyz(State(readiness): State<Readiness>) -> Response {
 async fn metrics(State(registry): State<Registry>) -> Response {
     let encoder = TextEncoder::new();
     let mut body = Vec::new();
-    match encoder.encode(&registry.gather(), &mut body) {
+    let mut families = registry.gather();
+    families.extend(tasks());
+    match encoder.encode(&families, &mut body) {
         Ok(()) => (
             [(header::CONTENT_TYPE, encoder.format_type().to_owned())],
             body,
@@ -85,6 +87,17 @@ async fn metrics(State(registry): State<Registry>) -> Response {
             StatusCode::INTERNAL_SERVER_ERROR.into_response()
         }
     }
+}
+
+/// How many tasks live in this runtime, which tells of any that nobody ends.
+fn tasks() -> Vec<MetricFamily> {
+    let help = "tasks of the process that have not ended";
+    let Ok(gauge) = IntGauge::new("throwline_tasks", help) else {
+        return Vec::new();
+    };
+    let alive = Handle::current().metrics().num_alive_tasks();
+    gauge.set(i64::try_from(alive).unwrap_or(i64::MAX));
+    gauge.collect()
 }
 
 #[cfg(test)]
@@ -130,6 +143,11 @@ mod tests {
             get(address, "/metrics")
                 .await
                 .contains("throwline_test_total 0")
+        );
+        assert!(
+            get(address, "/metrics")
+                .await
+                .contains("\nthrowline_tasks ")
         );
         assert!(get(address, "/else").await.starts_with("HTTP/1.1 404"));
 

@@ -22,10 +22,17 @@ Commands:
   fuzz [TARGET] [--fuzz-seconds N]
                             the fuzz targets on the kept corpus, two at once
   bench [ARGS]              the side-by-side measurements, optimised
-  soak [--agents N] [--proxies N] [--front FRONT]
+  soak [--minutes N] [--seed N] [--relays N] [--agents N] [--proxies N] [--front FRONT]
+                            10 min of random kills, drains, cut links and slow readers under
+                            load, of 3 relays, 30 agents and 20 proxies; then counts what
+                            failed without excuse and what is left over
+  fleet [--agents N] [--proxies N] [--front FRONT]
                             the stories of three relays that are drained and killed under
                             load, with 30 agents and 20 proxies if not told otherwise, behind
                             HAProxy, nginx and Envoy (FRONT: one of them, as nginx-terminate)
+  chaos [--rounds N] [--seed N] [--front FRONT]
+                            rounds of random faults against exec, cp, port-forward, logs, watch
+                            and lists: every byte must be there, once and in order
   storm [--agents N]        5,000 agents, or N, lose their relay at once and come to another
   help                      this text
 
@@ -71,7 +78,9 @@ fn dispatch() -> Result<ExitCode> {
         "e2e" => steps::e2e(&root, &arguments),
         "fuzz" => steps::fuzz(&root, &arguments, per_target),
         "bench" => steps::bench(&root, &arguments),
+        "fleet" => steps::fleet(&root, &arguments),
         "soak" => steps::soak(&root, &arguments),
+        "chaos" => steps::chaos(&root, &arguments),
         "storm" => steps::storm(&root, &arguments),
         "help" | "--help" | "-h" => {
             println!("{USAGE}");

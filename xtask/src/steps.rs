@@ -136,8 +136,8 @@ pub(crate) fn bench(root: &Path, arguments: &[String]) -> Result<ExitCode> {
     exit(good)
 }
 
-/// The size of a soak by its flags, as the stories' environment names it.
-const SOAK: [(&str, &str, &str); 2] = [
+/// The size of a fleet by its flags, as the stories' environment names it.
+const FLEET: [(&str, &str, &str); 2] = [
     ("--agents", "THROWLINE_E2E_AGENTS", "30"),
     ("--proxies", "THROWLINE_E2E_PROXIES", "20"),
 ];
@@ -145,14 +145,15 @@ const SOAK: [(&str, &str, &str); 2] = [
 /// Each balancer once, and both ways of TLS.
 const FRONTS: [&str; 3] = ["haproxy-passthrough", "nginx-terminate", "envoy-terminate"];
 
-pub(crate) fn soak(root: &Path, arguments: &[String]) -> Result<ExitCode> {
-    let mut sizes = SOAK.map(|(_, _, default)| default);
+/// The stories of a fleet in full size and with a long outage, behind each balancer.
+pub(crate) fn fleet(root: &Path, arguments: &[String]) -> Result<ExitCode> {
+    let mut sizes = FLEET.map(|(_, _, default)| default);
     let mut fronts = FRONTS.to_vec();
     for pair in arguments.chunks(2) {
         let [flag, value] = pair else {
             bail!("{} needs a value", pair.join(" "));
         };
-        let known = SOAK.iter().position(|(name, _, _)| name == flag);
+        let known = FLEET.iter().position(|(name, _, _)| name == flag);
         match (known, value.parse::<usize>()) {
             (Some(at), Ok(1..)) => sizes[at] = value,
             _ if flag == "--front" => fronts = vec![value],
@@ -168,12 +169,40 @@ pub(crate) fn soak(root: &Path, arguments: &[String]) -> Result<ExitCode> {
         command.args(["test", "--workspace", "--test", "story_fleet"]);
         command.env("THROWLINE_E2E_FRONT", front);
         command.env("THROWLINE_E2E_OUTAGE", "60");
-        for ((_, variable, _), size) in SOAK.iter().zip(sizes) {
+        for ((_, variable, _), size) in FLEET.iter().zip(sizes) {
             command.env(variable, size);
         }
         good &= run::shown(&mut command)?;
     }
     exit(good)
+}
+
+/// Random faults under load.
+pub(crate) fn soak(root: &Path, arguments: &[String]) -> Result<ExitCode> {
+    // What relays carry is read from their logs; of the others, what an operator would see.
+    in_faults(root, "soak", arguments, "info,throwline_relay=debug")
+}
+
+/// Random faults against what people do.
+pub(crate) fn chaos(root: &Path, arguments: &[String]) -> Result<ExitCode> {
+    let log = "info,throwline_relay=debug,throwline_agent=debug,throwline_local_proxy=debug";
+    in_faults(root, "chaos", arguments, log)
+}
+
+/// As the stories are built, so that nothing is compiled twice.
+fn in_faults(root: &Path, name: &str, arguments: &[String], log: &str) -> Result<ExitCode> {
+    tools::install(root)?.print();
+    let mut build = run::cargo(root);
+    build.args(["build", "--workspace", "--bin", "throwline", "--bin", name]);
+    if !run::shown(&mut build)? {
+        return exit(false);
+    }
+    let mut command = std::process::Command::new(root.join("target/debug").join(name));
+    command
+        .args(arguments)
+        .env("THROWLINE_BIN", root.join("target/debug/throwline"))
+        .env("THROWLINE_LOG", log);
+    exit(run::shown(&mut command)?)
 }
 
 /// A measurement, so optimised.
