@@ -19,6 +19,7 @@ pub mod metrics;
 pub mod nginx;
 pub mod pki;
 pub mod pod;
+pub mod ports;
 pub mod postgres;
 pub mod process;
 pub mod pty;
@@ -31,12 +32,12 @@ pub mod upstream;
 pub mod world;
 
 use std::future::Future;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
 pub use kubectl::{Kubectl, Output, Version};
+pub use ports::free_address;
 pub use process::Process;
 pub use suite::{Stage, Suite};
 pub use world::{Agent, Builder, Proxy, Relay, User, World};
@@ -58,13 +59,6 @@ where
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-}
-
-/// A loopback address that nobody listens on now. Another process may take it before ours does;
-/// the real binary is given its address, so there is no better way.
-pub fn free_address() -> Result<SocketAddr> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no free port")?;
-    Ok(listener.local_addr()?)
 }
 
 /// Letters and digits that nobody else uses: for names, and for secrets to look for.
