@@ -25,6 +25,7 @@ pub mod nginx;
 pub mod operations;
 pub mod pki;
 pub mod pod;
+pub mod ports;
 pub mod postgres;
 pub mod process;
 pub mod pty;
@@ -37,12 +38,12 @@ pub mod upstream;
 pub mod world;
 
 use std::future::Future;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
 pub use kubectl::{Kubectl, Output, Version};
+pub use ports::free_address;
 pub use process::Process;
 pub use suite::{Stage, Suite};
 pub use world::{Agent, Builder, Proxy, Relay, User, World};
@@ -64,13 +65,6 @@ where
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-}
-
-/// A loopback address that nobody listens on now. Another process may take it before ours does;
-/// the real binary is given its address, so there is no better way.
-pub fn free_address() -> Result<SocketAddr> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no free port")?;
-    Ok(listener.local_addr()?)
 }
 
 /// Letters and digits that nobody else uses: for names, and for secrets to look for.

@@ -9,6 +9,8 @@ use rustix::process::{Pid, Signal};
 use tokio::process::{Child, Command};
 use tokio::sync::Mutex;
 
+use crate::eventually;
+
 pub struct Process {
     name: String,
     pid: u32,
@@ -73,6 +75,20 @@ impl Process {
             bail!("{} ended with {status}:\n{}", self.name, self.log());
         }
         Ok(())
+    }
+
+    /// Tries until it succeeds, as [`eventually`] does, or until the process has ended: then
+    /// nothing will come of it, and its log says why.
+    pub async fn until<T, F, Fut>(&self, limit: Duration, what: &str, attempt: F) -> Result<T>
+    where
+        F: FnMut() -> Fut,
+        Fut: Future<Output = Result<T>>,
+    {
+        let ended = async { self.child.lock().await.wait().await };
+        tokio::select! {
+            outcome = eventually(limit, what, attempt) => outcome.with_context(|| self.log()),
+            status = ended => bail!("{} ended with {}:\n{}", self.name, status?, self.log()),
+        }
     }
 
     /// Waits for its own end.

@@ -231,7 +231,7 @@ where
         add(&tell(story, stage.clone()).await);
     }
     if let Err(error) = stage.close().await {
-        println!("test close ... FAILED\n{error:?}");
+        println!("test close ... FAILED\n{}", causes(&error));
         sums.1 += 1;
     }
     sums
@@ -257,7 +257,8 @@ async fn tell<S: Stage>(story: Story<S>, stage: Arc<S>) -> Verdict {
                 story.name,
                 stage.evidence()
             );
-            println!("---- end of {}", story.name);
+            // Once more and in one line, for whoever sees only the end of a long output.
+            println!("failed {}: {}", story.name, brief(why));
         }
     }
     verdict
@@ -268,10 +269,22 @@ fn judge(told: Result<Result<()>, String>) -> Verdict {
         Ok(Ok(())) => Verdict::Passed,
         Ok(Err(error)) => match error.downcast_ref::<Skipped>() {
             Some(skipped) if !in_ci() => Verdict::Skipped(skipped.to_string()),
-            _ => Verdict::Failed(format!("{error:?}")),
+            _ => Verdict::Failed(causes(&error)),
         },
         Err(text) => Verdict::Failed(text),
     }
+}
+
+/// An error with its causes, a line each. A backtrace through the runtime would say nothing, and
+/// bury them.
+fn causes(error: &anyhow::Error) -> String {
+    let each: Vec<String> = error.chain().map(ToString::to_string).collect();
+    each.join("\ncaused by: ")
+}
+
+fn brief(why: &str) -> String {
+    let words: Vec<&str> = why.split_whitespace().collect();
+    words.join(" ").chars().take(400).collect()
 }
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
@@ -361,6 +374,14 @@ mod tests {
         assert!(!arguments(&["exec", "--exact"]).choose("exec_with_stdin"));
         assert!(arguments(&["--nocapture", "--test-threads", "1"]).choose("anything"));
         assert_eq!(arguments(&["--test-threads", "1"]).at_once, 1);
+    }
+
+    #[test]
+    fn an_error_is_told_with_its_causes_and_in_brief() {
+        let error = anyhow!("refused").context("no\n carrier");
+        let told = causes(&error);
+        assert_eq!(told, "no\n carrier\ncaused by: refused");
+        assert_eq!(brief(&told), "no carrier caused by: refused");
     }
 
     #[test]

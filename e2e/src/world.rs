@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use futures::future::{BoxFuture, FutureExt};
 use tokio::process::Command;
 
@@ -15,7 +15,7 @@ use crate::metrics::{self, Metrics};
 use crate::process::Process;
 use crate::suite::Stage;
 use crate::upstream::Upstream;
-use crate::{eventually, free_address, tools, unique};
+use crate::{free_address, tools, unique};
 
 /// How long a start may take on a busy machine.
 const START: Duration = Duration::from_secs(30);
@@ -146,14 +146,8 @@ impl Relay {
     }
 
     async fn ready(&self) -> Result<()> {
-        eventually(START, "the relay is ready", || async {
-            if let Err(error) = self.process.check_running().await {
-                bail!("{error:#}");
-            }
-            metrics::ready(self.admin).await
-        })
-        .await
-        .with_context(|| self.process.log())
+        let ready = || metrics::ready(self.admin);
+        self.process.until(START, "the relay is ready", ready).await
     }
 
     /// Gives a relay that is to be started in `home`, on the same database, this one's CA.
@@ -286,12 +280,10 @@ impl Agent {
 
     /// Waits until it holds a carrier.
     pub async fn connected(&self) -> Result<()> {
-        eventually(START, "the agent is connected", || async {
-            self.process.check_running().await?;
-            metrics::ready(self.admin).await
-        })
-        .await
-        .with_context(|| self.process.log())
+        let ready = || metrics::ready(self.admin);
+        self.process
+            .until(START, "the agent is connected", ready)
+            .await
     }
 
     /// The audit events so far.
@@ -440,16 +432,16 @@ impl Proxy {
     }
 
     async fn ready(&self) -> Result<()> {
-        eventually(START, "the local proxy has written kubeconfig", || async {
-            self.process.check_running().await?;
+        let written = || async {
             let text = std::fs::read_to_string(&self.kubeconfig)?;
             for cluster in &self.clusters {
                 crate::contains(&text, &format!("throwline-{cluster}"))?;
             }
             metrics::ready(self.admin).await
-        })
-        .await
-        .with_context(|| self.process.log())
+        };
+        self.process
+            .until(START, "the local proxy has written kubeconfig", written)
+            .await
     }
 
     pub async fn restart(&mut self) -> Result<()> {

@@ -77,6 +77,12 @@ impl Results {
             .and_then(|rest| rest.strip_suffix(" ... FAILED"))
         {
             self.names.push(name.to_owned());
+        } else if let Some(why) = line.strip_prefix("failed ")
+            && let Some((name, _)) = why.split_once(": ")
+            && let Some(known) = self.names.iter_mut().find(|known| *known == name)
+        {
+            // A story says why; the standard runner does not.
+            *known = why.to_owned();
         }
     }
 }
@@ -106,6 +112,12 @@ mod tests {
                 names: vec!["b".to_owned()]
             }
         );
+    }
+
+    #[test]
+    fn a_failed_story_is_listed_with_its_reason() {
+        let results = read("test a ... FAILED\nfailed a: no port\nfailed b: not one of ours\n");
+        assert_eq!(results.names, ["a: no port"]);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The authority's tables: in SQLite, which several processes of one machine may have open, or
 //! in PostgreSQL, which several relays share. The SQL is the same; see `migrations/`.
 
+mod migrations;
 mod postgres;
 mod sqlite;
 

@@ -1,11 +1,8 @@
 //! The tables in a PostgreSQL that several relays share, and how they get there.
 
-use super::Store;
+use super::{Store, migrations::POSTGRES as MIGRATIONS};
 use crate::{Database, Error, database};
-use sqlx::{
-    PgConnection,
-    migrate::{MigrateError, Migrator},
-};
+use sqlx::{PgConnection, migrate::MigrateError};
 use std::time::Duration;
 
 /// Reads are short, and a relay's writes come with enrolments, renewals, and agents that come
@@ -13,8 +10,6 @@ use std::time::Duration;
 const CONNECTIONS: u32 = 8;
 /// How long a start may wait for another relay's migration.
 const MIGRATION: Duration = Duration::from_secs(60);
-
-static MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
 
 /// Opens; makes the tables or brings them up to date if need be, and the role may.
 pub(in crate::authority) async fn open(database: &Database) -> Result<Store, Error> {

@@ -1,6 +1,6 @@
 //! The tables in a file of the state directory: for one relay.
 
-use super::Store;
+use super::{Store, migrations};
 use crate::{Error, files};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use std::{path::Path, time::Duration};
@@ -35,7 +35,7 @@ pub(in crate::authority) async fn open(dir: &Path) -> Result<Store, Error> {
         what: format!("{what}; restore it from a backup if it is damaged"),
     };
     let pool = pool.map_err(|error| failed(error.to_string()))?;
-    sqlx::migrate!("migrations/sqlite")
+    migrations::SQLITE
         .run(&pool)
         .await
         .map_err(|error| failed(error.to_string()))?;
