@@ -21,6 +21,7 @@ pub mod leftovers;
 pub mod link;
 pub mod load;
 pub mod metrics;
+pub mod namespace;
 pub mod nginx;
 pub mod operations;
 pub mod pki;

@@ -31,10 +31,18 @@ pub enum State {
     Closed,
 }
 
+/// What connections watch.
+#[derive(Debug, Clone, Copy)]
+struct Now {
+    state: State,
+    /// How often what was open has been swallowed.
+    swallowed: u64,
+}
+
 /// Leads to one address; ends, with all that it carries, when it is dropped.
 pub struct Link {
     address: SocketAddr,
-    state: watch::Sender<State>,
+    now: watch::Sender<Now>,
     _stop: DropGuard,
 }
 
@@ -43,8 +51,11 @@ impl Link {
     pub async fn start(to: SocketAddr) -> Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let address = listener.local_addr()?;
-        let state = watch::Sender::new(State::Whole);
-        let seen = state.subscribe();
+        let now = watch::Sender::new(Now {
+            state: State::Whole,
+            swallowed: 0,
+        });
+        let seen = now.subscribe();
         let stop = CancellationToken::new();
         let stopped = stop.clone();
         tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
@@ -59,7 +70,7 @@ impl Link {
         }));
         Ok(Self {
             address,
-            state,
+            now,
             _stop: stop.drop_guard(),
         })
     }
@@ -70,24 +81,29 @@ impl Link {
     }
 
     pub fn set(&self, state: State) {
-        self.state.send_replace(state);
+        self.now.send_modify(|now| now.state = state);
+    }
+
+    /// What is open now passes nothing any more, and nobody is told; what comes later passes.
+    pub fn swallow_what_is_open(&self) {
+        self.now.send_modify(|now| now.swallowed += 1);
     }
 }
 
 /// Either end may be cut, or be closed by the link; that is the connection's end.
-async fn serve(near: TcpStream, to: SocketAddr, mut state: watch::Receiver<State>) {
-    let mut closed = state.clone();
+async fn serve(near: TcpStream, to: SocketAddr, now: watch::Receiver<Now>) {
+    let mut closed = now.clone();
+    let mut way = Way {
+        born: now.borrow().swallowed,
+        now,
+    };
     tokio::select! {
-        _ = closed.wait_for(|state| *state == State::Closed) => {}
-        _ = lead(near, to, &mut state) => {}
+        _ = closed.wait_for(|now| now.state == State::Closed) => {}
+        _ = lead(near, to, &mut way) => {}
     }
 }
 
-async fn lead(
-    mut near: TcpStream,
-    to: SocketAddr,
-    state: &mut watch::Receiver<State>,
-) -> io::Result<()> {
+async fn lead(mut near: TcpStream, to: SocketAddr, way: &mut Way) -> io::Result<()> {
     near.set_nodelay(true)?;
     let mut head = Vec::new();
     // A client says nothing before it is answered, so nothing follows the head.
@@ -96,27 +112,23 @@ async fn lead(
             return Err(io::ErrorKind::InvalidData.into());
         }
     }
-    passable(state).await;
+    way.passable().await;
     let far = TcpStream::connect(to).await?;
     far.set_nodelay(true)?;
     near.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await?;
     let (near_read, near_write) = near.into_split();
     let (far_read, far_write) = far.into_split();
-    let out = pass(near_read, far_write, state.clone());
-    let back = pass(far_read, near_write, state.clone());
+    let out = pass(near_read, far_write, way.clone());
+    let back = pass(far_read, near_write, way.clone());
     tokio::try_join!(out, back).map(drop)
 }
 
-async fn pass(
-    mut from: OwnedReadHalf,
-    mut to: OwnedWriteHalf,
-    mut state: watch::Receiver<State>,
-) -> io::Result<()> {
+async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut way: Way) -> io::Result<()> {
     let mut buffer = vec![0; 16 * 1024];
     loop {
         let count = from.read(&mut buffer).await;
         // Also an end is told only when something passes again.
-        passable(&mut state).await;
+        way.passable().await;
         match count? {
             0 => return to.shutdown().await,
             count => to.write_all(&buffer[..count]).await?,
@@ -124,9 +136,20 @@ async fn pass(
     }
 }
 
-async fn passable(state: &mut watch::Receiver<State>) {
-    // Its sender lives as long as the link, and this as long as either.
-    let _ = state.wait_for(|state| *state != State::Silent).await;
+/// The link as one connection sees it.
+#[derive(Clone)]
+struct Way {
+    born: u64,
+    now: watch::Receiver<Now>,
+}
+
+impl Way {
+    async fn passable(&mut self) {
+        let born = self.born;
+        let passes = |now: &Now| now.state != State::Silent && now.swallowed == born;
+        // Its sender lives as long as the link, and this as long as either.
+        let _ = self.now.wait_for(passes).await;
+    }
 }
 
 #[cfg(test)]

@@ -458,10 +458,17 @@ impl Proxy {
 #[derive(Debug, Default)]
 pub struct Builder {
     relay_arguments: Vec<String>,
+    proxy_arguments: Vec<String>,
     kubeconfig: Option<PathBuf>,
 }
 
 impl Builder {
+    pub fn proxy_arguments(mut self, arguments: &[&str]) -> Self {
+        let arguments = arguments.iter().map(|argument| (*argument).to_owned());
+        self.proxy_arguments = arguments.collect();
+        self
+    }
+
     pub fn relay_arguments(mut self, arguments: &[&str]) -> Self {
         self.relay_arguments = arguments
             .iter()
@@ -493,7 +500,8 @@ impl Builder {
             .token(&["--user", USER, "--group", upstream.group()])
             .await?;
         let user = User::login(dir.path(), USER, &token, &[]).await?;
-        let proxy = Proxy::start(&user, &[CLUSTER], &[]).await?;
+        let arguments: Vec<&str> = self.proxy_arguments.iter().map(String::as_str).collect();
+        let proxy = Proxy::start(&user, &[CLUSTER], &arguments).await?;
         let namespace = unique("throwline-e2e-");
         upstream
             .admin()?

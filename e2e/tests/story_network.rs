@@ -1,17 +1,16 @@
 //! What the network and the machine do to a relay and an agent: a link that goes dead without a
 //! word, no descriptors left.
 
-use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use futures::future::try_join_all;
-use throwline_e2e::suite::Skipped;
+use throwline_e2e::namespace::Namespace;
 use throwline_e2e::world::{USER, no_cluster, private_dir, throwline};
 use throwline_e2e::{
-    Agent, Process, Relay, Suite, User, contains, eventually, free_address, metrics, tools, unique,
+    Agent, Process, Relay, Suite, User, contains, eventually, free_address, metrics, tools,
 };
 use tokio::net::TcpStream;
 use tokio::process::Command;
@@ -31,96 +30,6 @@ fn main() -> ExitCode {
             a_relay_without_descriptors()
         })
         .run(|| async { Ok(()) })
-}
-
-/// A network namespace with one link to this one; both go with it.
-struct Namespace {
-    ip: PathBuf,
-    name: String,
-    near: String,
-    address: Ipv4Addr,
-}
-
-impl Namespace {
-    async fn new() -> Result<Self> {
-        let ip = tools::find("ip")?;
-        let name = unique("tl");
-        // 15 bytes at most for a link's name, and a /30 of its own for each process of this test.
-        let tail = &name[name.len().saturating_sub(10)..];
-        let (near, far) = (format!("tn{tail}"), format!("tf{tail}"));
-        let [_, a, b, c] = std::process::id().to_be_bytes();
-        let address = Ipv4Addr::new(
-            10,
-            128 | (a << 6) | (b >> 2),
-            (b << 6) | (c >> 2),
-            (c << 6) | 1,
-        );
-        let there = Ipv4Addr::from(u32::from(address) + 1);
-        let this = Self {
-            ip,
-            name,
-            near: near.clone(),
-            address,
-        };
-        if let Err(error) = this.run(&["netns", "add", &this.name]).await {
-            return Err(error.context(Skipped("network namespaces need root".into())));
-        }
-        let name = this.name.as_str();
-        let link = [
-            "link", "add", &near, "type", "veth", "peer", "name", &far, "netns", name,
-        ];
-        this.run(&link).await?;
-        let near_address = format!("{address}/30");
-        this.run(&["addr", "add", &near_address, "dev", &near])
-            .await?;
-        this.run(&["link", "set", &near, "up"]).await?;
-        let far_address = format!("{there}/30");
-        let add = ["-n", name, "addr", "add", &far_address, "dev", &far];
-        this.run(&add).await?;
-        this.run(&["-n", name, "link", "set", &far, "up"]).await?;
-        this.run(&["-n", name, "link", "set", "lo", "up"]).await?;
-        Ok(this)
-    }
-
-    async fn link(&self, state: &str) -> Result<()> {
-        self.run(&["link", "set", &self.near, state]).await
-    }
-
-    /// The same command, to be run there.
-    fn inside(&self, command: &std::process::Command) -> Command {
-        let mut inside = Command::new(&self.ip);
-        inside
-            .args(["netns", "exec", &self.name])
-            .arg(command.get_program())
-            .args(command.get_args())
-            .env_clear()
-            .envs(
-                command
-                    .get_envs()
-                    .filter_map(|(name, value)| Some((name, value?))),
-            );
-        inside
-    }
-
-    async fn run(&self, arguments: &[&str]) -> Result<()> {
-        let output = Command::new(&self.ip).args(arguments).output().await?;
-        let error = String::from_utf8_lossy(&output.stderr);
-        ensure!(
-            output.status.success(),
-            "ip {}: {error}",
-            arguments.join(" ")
-        );
-        Ok(())
-    }
-}
-
-impl Drop for Namespace {
-    fn drop(&mut self) {
-        // The link's other end goes with its namespace.
-        let _ = std::process::Command::new(&self.ip)
-            .args(["netns", "delete", &self.name])
-            .status();
-    }
 }
 
 /// Case 9: packets vanish, nobody says goodbye.

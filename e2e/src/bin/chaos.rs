@@ -12,7 +12,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use throwline_e2e::excuse::Excuses;
-use throwline_e2e::faults::{Asked, BACK, Fault};
+use throwline_e2e::faults::{self, Asked, BACK, Fault};
 use throwline_e2e::fleet::{Fleet, Front, Size};
 use throwline_e2e::link::State;
 use throwline_e2e::operations::{self, Ground, Operation, Running};
@@ -126,6 +126,25 @@ fn draw(rng: &mut StdRng) -> Fault {
     }
 }
 
+/// A relay that carries nothing is no fault of lines: takes one that does, if there is one.
+async fn aimed(fault: Fault, fleet: &Fleet) -> Result<Fault> {
+    let (Fault::KillRelay { relay, .. } | Fault::DrainRelay { relay, .. }) = fault else {
+        return Ok(fault);
+    };
+    let mut at = relay;
+    for number in (0..SIZE.relays).map(|turn| (relay + turn) % SIZE.relays) {
+        if !faults::ways_over(fleet, number).await?.is_empty() {
+            at = number;
+            break;
+        }
+    }
+    Ok(match fault {
+        Fault::KillRelay { down, .. } => Fault::KillRelay { relay: at, down },
+        Fault::DrainRelay { asked, .. } => Fault::DrainRelay { relay: at, asked },
+        other => other,
+    })
+}
+
 async fn chaos(options: Options) -> Result<Outcome> {
     throwline_ops::limits::raise_open_files();
     let Options {
@@ -167,6 +186,7 @@ async fn chaos(options: Options) -> Result<Outcome> {
         let running = Running::start(operation, &ground).await?;
         for (after, fault) in happening {
             tokio::time::sleep(after).await;
+            let fault = aimed(fault, &fleet).await?;
             fault.make(&fleet, &Excuses::default(), &[]).await?;
         }
         match running.end().await {
@@ -202,7 +222,7 @@ async fn tell_of_lines(fleet: &Fleet) -> Result<()> {
         sum("line_resumptions_total"),
         sum("line_pause_seconds_sum"),
         sum("line_replayed_bytes_total") / 1024.0,
-        sum("lines_given_up_total"),
+        sum("lines_given_up_total").abs(),
     );
     Ok(())
 }

@@ -1,0 +1,376 @@
+//! Lines that outlive what carries them, and what people see when one cannot.
+
+use std::net::SocketAddr;
+use std::process::{ExitCode, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use throwline_e2e::excuse::Excuses;
+use throwline_e2e::faults::{Asked, BACK, Fault, kill_relay};
+use throwline_e2e::fleet::{Fleet, Front, Size};
+use throwline_e2e::link::State;
+use throwline_e2e::metrics::Metrics;
+use throwline_e2e::namespace::Namespace;
+use throwline_e2e::operations::{Ground, Operation, Running};
+use throwline_e2e::pod::{self, Pod};
+use throwline_e2e::upstream::Upstream;
+use throwline_e2e::world::private_dir;
+use throwline_e2e::{
+    Agent, Builder, Kubectl, Process, Relay, Stage, Suite, User, World, contains, eventually,
+    free_address, tools, unique,
+};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+
+const SIZE: Size = Size {
+    relays: 3,
+    agents: 1,
+    proxies: 1,
+};
+
+fn main() -> ExitCode {
+    let limit = Duration::from_secs(300);
+    Suite::new()
+        .alone("everything_outlives_its_relay", limit, a_killed_relay)
+        .alone(
+            "everything_outlives_a_rolling_restart",
+            limit,
+            a_rolling_restart,
+        )
+        .alone("everything_outlives_a_silent_link", limit, a_silent_link)
+        .alone("a_typist_leaves_a_silent_way_within_5_s", limit, a_typist)
+        .alone("a_planned_move_is_a_short_pause", limit, a_planned_move)
+        .alone(
+            "a_new_address_after_30_s_without_a_link",
+            limit,
+            a_new_address,
+        )
+        .alone(
+            "a_line_whose_time_is_over_says_so",
+            limit,
+            a_line_whose_time_is_over,
+        )
+        .alone(
+            "a_line_whose_agent_was_replaced_ends_soon",
+            limit,
+            a_replaced_agent,
+        )
+        .run(|| async { Ok(()) })
+}
+
+struct Scene {
+    fleet: Fleet,
+    ground: Arc<Ground>,
+}
+
+impl Scene {
+    async fn start() -> Result<Self> {
+        let front = Front::from_environment()?;
+        let arguments = ["--drain-spread", "1s", "--drain-timeout", "30s"];
+        let fleet = Fleet::with_links(SIZE, front, &arguments).await?;
+        fleet.spread_over(2, BACK).await?;
+        let namespace = unique("lines-");
+        let admin = fleet.upstream.admin()?;
+        admin.ok(&["create", "namespace", &namespace]).await?;
+        let kubectl = fleet.kubectl(0, 0).await?.namespace(&namespace);
+        let ground = Arc::new(Ground {
+            upstream: fleet.upstream.clone(),
+            namespace,
+            kubectl,
+        });
+        Ok(Self { fleet, ground })
+    }
+
+    /// Everything at once, while that happens.
+    async fn all_through(&self, happens: impl AsyncFnOnce(&Fleet) -> Result<()>) -> Result<()> {
+        let all = [
+            Operation::Exec,
+            Operation::Terminal,
+            Operation::CopyIn(40),
+            Operation::CopyOut(40),
+            Operation::PortForward { mib: 40, idle: 20 },
+            Operation::Logs,
+            Operation::Watch,
+            Operation::List(20),
+        ];
+        let mut running = Vec::new();
+        for operation in all {
+            let started = Running::start(operation, &self.ground).await;
+            running.push((
+                operation,
+                started.with_context(|| format!("{operation:?}"))?,
+            ));
+        }
+        happens(&self.fleet).await?;
+        let mut failed = Vec::new();
+        for (operation, running) in running {
+            match running.end().await {
+                Ok(Some(pause)) => println!("    {operation:?}: longest pause {pause:?}"),
+                Ok(None) => {}
+                Err(fault) => failed.push(format!("{operation:?}: {fault:?}")),
+            }
+        }
+        let counted = self.counted().await?;
+        println!("    {counted}");
+        ensure!(
+            failed.is_empty(),
+            "{}\n{}",
+            failed.join("\n"),
+            self.fleet.logs()
+        );
+        Ok(())
+    }
+
+    async fn metrics(&self) -> Result<Metrics> {
+        let proxy = self.fleet.proxies.first().context("a proxy")?.lock().await;
+        Metrics::of(proxy.admin).await
+    }
+
+    async fn resumptions(&self) -> Result<f64> {
+        let now = self.metrics().await?;
+        Ok(now.sum("throwline_local_proxy_line_resumptions_total", &[]))
+    }
+
+    async fn counted(&self) -> Result<String> {
+        let now = self.metrics().await?;
+        let sum = |name: &str| now.sum(&format!("throwline_local_proxy_{name}"), &[]);
+        let resumed = sum("line_resumptions_total");
+        ensure!(resumed > 0.0, "no line was resumed");
+        Ok(format!(
+            "{resumed} resumptions, {:.3} s of pauses, {:.0} KiB sent again",
+            sum("line_pause_seconds_sum"),
+            sum("line_replayed_bytes_total") / 1024.0
+        ))
+    }
+
+    async fn end(self) -> Result<()> {
+        self.fleet.upstream.clean().await
+    }
+}
+
+async fn a_killed_relay(_: Arc<()>) -> Result<()> {
+    let scene = Scene::start().await?;
+    let kill = async |fleet: &Fleet| {
+        for number in 0..SIZE.relays {
+            let down = Duration::from_secs(1);
+            kill_relay(fleet, number, down, "kill", &Excuses::default(), &[]).await?;
+        }
+        Ok(())
+    };
+    scene.all_through(kill).await?;
+    scene.end().await
+}
+
+async fn a_rolling_restart(_: Arc<()>) -> Result<()> {
+    let scene = Scene::start().await?;
+    let restart = async |fleet: &Fleet| {
+        Fault::RollingRestart
+            .make(fleet, &Excuses::default(), &[])
+            .await
+    };
+    scene.all_through(restart).await?;
+    scene.end().await
+}
+
+async fn a_silent_link(_: Arc<()>) -> Result<()> {
+    let scene = Scene::start().await?;
+    let cut = async |fleet: &Fleet| {
+        let link = fleet.proxy_links.first().context("a link")?;
+        link.set(State::Silent);
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        // What was on its way is gone with the connections.
+        link.set(State::Closed);
+        link.set(State::Whole);
+        Ok(())
+    };
+    scene.all_through(cut).await?;
+    scene.end().await
+}
+
+/// The carrier's connection swallows everything, and new ones work: as with a balancer's node that
+/// went, or a route that died.
+async fn a_typist(_: Arc<()>) -> Result<()> {
+    let scene = Scene::start().await?;
+    let running = Running::start(Operation::Exec, &scene.ground).await?;
+    let before = scene.resumptions().await?;
+    let link = scene.fleet.proxy_links.first().context("a link")?;
+    link.swallow_what_is_open();
+    let since = Instant::now();
+    eventually(Duration::from_secs(30), "another way is found", || async {
+        ensure!(scene.resumptions().await? > before);
+        Ok(())
+    })
+    .await?;
+    let took = since.elapsed();
+    println!("    left after {took:?}");
+    let pause = running
+        .end()
+        .await
+        .map_err(|fault| anyhow::anyhow!("{fault:?}\n{}", scene.fleet.logs()))?;
+    println!("    longest pause {pause:?}");
+    ensure!(
+        pause.is_some_and(|pause| pause < Duration::from_secs(8)),
+        "{pause:?}"
+    );
+    scene.end().await
+}
+
+async fn a_planned_move(_: Arc<()>) -> Result<()> {
+    let scene = Scene::start().await?;
+    let running = Running::start(Operation::Exec, &scene.ground).await?;
+    for relay in 0..SIZE.relays {
+        let drain = Fault::DrainRelay {
+            relay,
+            asked: Asked::Signal,
+        };
+        drain.make(&scene.fleet, &Excuses::default(), &[]).await?;
+        scene.fleet.spread_over(2, BACK).await?;
+    }
+    let pause = running
+        .end()
+        .await
+        .map_err(|fault| anyhow::anyhow!("{fault:?}\n{}", scene.fleet.logs()))?;
+    println!("    {}, longest pause {pause:?}", scene.counted().await?);
+    let now = scene.metrics().await?;
+    let sum = now.sum("throwline_local_proxy_line_pause_seconds_sum", &[]);
+    let count = now.sum("throwline_local_proxy_line_pause_seconds_count", &[]);
+    ensure!(sum / count < 0.2, "{sum} s in {count} moves");
+    scene.end().await
+}
+
+/// Somebody's machine: its link is down for a while, and comes back with another address.
+async fn a_new_address(_: Arc<()>) -> Result<()> {
+    const CLUSTER: &str = "far";
+    let dir = private_dir()?;
+    let there = Namespace::new().await?;
+    let upstream = Arc::new(Upstream::start(dir.path()).await?);
+    let listen = SocketAddr::new(there.address.into(), free_address()?.port());
+    let relay = Relay::at(dir.path(), listen, &format!("https://{listen}"), &[]).await?;
+    let token = relay.token(&["--cluster", CLUSTER]).await?;
+    let agent = Agent::start(dir.path(), CLUSTER, &token, upstream.kubeconfig(), &[]).await?;
+    agent.connected().await?;
+    let who = ["--user", "dana", "--group", upstream.group()];
+    let user = User::login(dir.path(), "dana", &relay.token(&who).await?, &[]).await?;
+    let kubeconfig = dir.path().join("kubeconfig");
+    let file = kubeconfig.display().to_string();
+    let proxy = user.command(&["proxy", CLUSTER, "--kubeconfig", &file])?;
+    let proxy = Process::start("proxy", dir.path(), there.inside(proxy.as_std()))?;
+    eventually(Duration::from_secs(30), "the proxy is up", || async {
+        proxy.check_running().await?;
+        ensure!(kubeconfig.exists());
+        Ok(())
+    })
+    .await?;
+    let namespace = unique("lines-");
+    let admin = upstream.admin()?;
+    admin.ok(&["create", "namespace", &namespace]).await?;
+    let pod = Pod::start(&upstream, &namespace, pod::IDLE).await?;
+    let kubectl = Kubectl::new(&tools::newest_kubectl()?, &kubeconfig, dir.path())
+        .context(&format!("throwline-{CLUSTER}"))
+        .namespace(&namespace);
+    let script = "while read -r line; do echo \"got $line\"; done; exit 7";
+    let command = kubectl.command(&["exec", "-i", &pod.name, "--", "sh", "-c", script]);
+    let mut command = there.inside(command.as_std());
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = command.kill_on_drop(true).spawn()?;
+    let mut stdin = child.stdin.take().context("no input")?;
+    let mut lines = BufReader::new(child.stdout.take().context("no output")?).lines();
+    let mut answered = async |number: u32| {
+        stdin.write_all(format!("{number}\n").as_bytes()).await?;
+        let line = tokio::time::timeout(Duration::from_secs(90), lines.next_line()).await??;
+        ensure!(line == Some(format!("got {number}")), "{line:?}");
+        anyhow::Ok(())
+    };
+    for number in 0..10 {
+        answered(number).await?;
+    }
+    there.link("down").await?;
+    let typed_into_nothing = answered(10);
+    let another_address = async {
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        there.readdress(2, 3).await?;
+        there.link("up").await?;
+        anyhow::Ok(Instant::now())
+    };
+    let (answer, up) = tokio::join!(typed_into_nothing, another_address);
+    answer.with_context(|| proxy.log())?;
+    println!("    answered {:?} after the link was back", up?.elapsed());
+    for number in 11..20 {
+        answered(number).await?;
+    }
+    drop(stdin);
+    let status = child.wait().await?;
+    ensure!(status.code() == Some(7), "exec ended with {status}");
+    upstream.clean().await
+}
+
+async fn a_line_whose_time_is_over(_: Arc<()>) -> Result<()> {
+    let world = Builder::default()
+        .proxy_arguments(&["--detached-life", "3s"])
+        .start()
+        .await?;
+    let pod = Pod::start(&world.upstream, &world.namespace, pod::IDLE).await?;
+    let kubectl = world.newest()?;
+    let endless = "while :; do echo more; sleep 0.1; done";
+    let mut child = kubectl
+        .command(&["exec", &pod.name, "--", "sh", "-c", endless])
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut lines = BufReader::new(child.stdout.take().context("no output")?).lines();
+    lines.next_line().await?.context("no line")?;
+    let since = Instant::now();
+    world.relay.process.kill().await?;
+    while lines.next_line().await?.is_some() {}
+    let mut stderr = String::new();
+    let mut pipe = child.stderr.take().context("no errors")?;
+    pipe.read_to_string(&mut stderr).await?;
+    let status = child.wait().await?;
+    ensure!(!status.success(), "a cut line ended with {status}");
+    ensure!(
+        since.elapsed() < Duration::from_secs(30),
+        "{:?}",
+        since.elapsed()
+    );
+    println!("    kubectl says: {stderr}");
+    contains(
+        &world.proxy.process.log(),
+        "could not be resumed within 3 s",
+    )?;
+    let mut world = world;
+    world.relay.restart().await?;
+    pod.remove().await?;
+    world.close().await
+}
+
+async fn a_replaced_agent(_: Arc<()>) -> Result<()> {
+    let mut world = World::start().await?;
+    let pod = Pod::start(&world.upstream, &world.namespace, pod::IDLE).await?;
+    let kubectl = world.newest()?;
+    let endless = "while :; do echo more; sleep 0.1; done";
+    let mut child = kubectl
+        .command(&["exec", &pod.name, "--", "sh", "-c", endless])
+        .spawn()?;
+    let mut lines = BufReader::new(child.stdout.take().context("no output")?).lines();
+    lines.next_line().await?.context("no line")?;
+    world.agent.process.kill().await?;
+    world.agent.restart().await?;
+    let since = Instant::now();
+    while lines.next_line().await?.is_some() {}
+    let status = child.wait().await?;
+    println!(
+        "    kubectl ended with {status} after {:?}",
+        since.elapsed()
+    );
+    ensure!(
+        !status.success(),
+        "its agent was gone, and it ended with {status}"
+    );
+    ensure!(
+        since.elapsed() < Duration::from_secs(30),
+        "{:?}",
+        since.elapsed()
+    );
+    contains(&world.proxy.process.log(), "was replaced")?;
+    pod.remove().await?;
+    world.close().await
+}
