@@ -1,4 +1,5 @@
-//! Response bodies: those that pass through, and our own short ones.
+//! Bodies: of answers, those that pass through and our own short ones; of requests, those that can
+//! be sent once more as long as nobody has read them.
 
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
@@ -8,6 +9,7 @@ use pin_project_lite::pin_project;
 use std::{
     any::Any,
     pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
 };
 
@@ -72,5 +74,73 @@ impl http_body::Body for Body {
             Self::Own { full } => full.size_hint(),
             Self::Passing { incoming, .. } => incoming.size_hint(),
         }
+    }
+}
+
+/// A request's body. Clones are the same body; one is read, the others only know whether it was.
+pub(crate) struct Upload<B = Incoming>(Arc<Mutex<Kept<B>>>);
+
+struct Kept<B> {
+    body: B,
+    is_read: bool,
+}
+
+impl<B> Upload<B> {
+    pub(crate) fn new(body: B) -> Self {
+        let is_read = false;
+        Self(Arc::new(Mutex::new(Kept { body, is_read })))
+    }
+
+    /// Whether anything of it may have left.
+    pub(crate) fn is_read(&self) -> bool {
+        self.lock().is_read
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Kept<B>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<B> Clone for Upload<B> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<B: http_body::Body + Unpin> http_body::Body for Upload<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        let mut kept = self.lock();
+        kept.is_read = true;
+        Pin::new(&mut kept.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.lock().body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.lock().body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http_body_util::BodyExt;
+
+    #[tokio::test]
+    async fn a_body_that_was_not_read_can_be_sent_again() {
+        let upload = Upload::new(Full::new(Bytes::from_static(b"ahoy")));
+        drop(upload.clone());
+        assert!(!upload.is_read());
+        let sent = upload.clone().collect().await.unwrap();
+        assert_eq!(sent.to_bytes(), "ahoy");
+        assert!(upload.is_read());
     }
 }

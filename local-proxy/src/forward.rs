@@ -1,7 +1,7 @@
 //! Takes one request from kubectl to its cluster and the answer back.
 
 use crate::{
-    body::{self, Body},
+    body::{self, Body, Upload},
     error::Failure,
     headers::{Upgrade, remove_hop_by_hop},
     metrics::{Held, Metrics},
@@ -109,26 +109,26 @@ async fn plain(
     *request.uri_mut() = target(route)?;
     *request.version_mut() = Version::HTTP_2;
 
+    let (head, incoming) = request.into_parts();
+    let body = Upload::new(incoming);
     let mut fresh = false;
     let (response, lease) = loop {
         let mut lease = proxy.sessions.api(&cluster, fresh).await?;
+        let request = Request::from_parts(head.clone(), body.clone());
         let mut error = match lease.sender.try_send_request(request).await {
             Ok(response) => break (response, lease),
             Err(error) => error,
         };
-        // What comes back has surely not left, whatever its method: once more, on a session
-        // that is surely new.
-        match error.take_message() {
-            Some(unsent) if !fresh => {
-                tracing::debug!(cluster, "request retried on a fresh session");
-                request = unsent;
-                fresh = true;
-            }
-            _ => {
-                let failure = lost(&cluster, &error.into_error());
-                return Err(lease.ended().unwrap_or(failure));
-            }
+        // What comes back, or is said not to have been looked at, has surely done nothing, whatever
+        // its method: once more, on a session that is surely new.
+        let is_unsent = error.take_message().is_some() || is_unprocessed(error.error());
+        if is_unsent && !body.is_read() && !fresh {
+            tracing::debug!(cluster, "request retried on a fresh session");
+            fresh = true;
+            continue;
         }
+        let failure = lost(&cluster, &error.into_error());
+        return Err(lease.ended().unwrap_or(failure));
     };
     proxy.metrics().count("forwarded");
     let (mut parts, incoming) = response.into_parts();
@@ -138,6 +138,23 @@ async fn plain(
         parts,
         body::passing(incoming, (lease, in_flight)),
     ))
+}
+
+/// Whether the agent says that it has not looked at the request (RFC 9113, section 8.7). A session
+/// that ends in peace says so of what comes late, and hyper does of what it had in hand then, which
+/// it does not give back.
+fn is_unprocessed(error: &hyper::Error) -> bool {
+    let mut cause: Option<&dyn std::error::Error> = Some(error);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<h2::Error>() {
+            let reason = error.reason();
+            return error.is_remote()
+                && ((error.is_go_away() && reason == Some(h2::Reason::NO_ERROR))
+                    || (error.is_reset() && reason == Some(h2::Reason::REFUSED_STREAM)));
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// The request's target towards the agent: the path as it came, the cluster's name for a host,

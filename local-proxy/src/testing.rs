@@ -34,6 +34,7 @@ use std::{
 use throwline_ops::{Shutdown, ShutdownTrigger};
 use throwline_tunnel::proto::messages::LineKind;
 use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     sync::mpsc,
 };
@@ -57,6 +58,8 @@ pub(crate) struct Agent {
     /// Asks the sessions that are open to finish, as a GOAWAY does.
     drains: Mutex<CancellationToken>,
     pub(crate) streams: u32,
+    /// So many next API sessions end in peace when the first request comes, without a look at it.
+    pub(crate) ending: AtomicUsize,
 }
 
 impl Agent {
@@ -74,6 +77,7 @@ impl Agent {
             sessions: Mutex::default(),
             drains: Mutex::default(),
             streams: 200,
+            ending: AtomicUsize::new(0),
         })
     }
 
@@ -111,6 +115,18 @@ impl Dial for Agent {
                 let answer = handler(request);
                 async move { Ok::<_, Infallible>(answer.await) }
             });
+            let is_ending = |ending: usize| ending.checked_sub(1);
+            let is_ending = self
+                .ending
+                .fetch_update(Ordering::SeqCst, Ordering::SeqCst, is_ending)
+                .is_ok();
+            if is_ending {
+                tokio::spawn(end_in_peace(far));
+                return Ok(Dialed {
+                    io: Box::new(near),
+                    epoch: self.epoch.load(Ordering::SeqCst),
+                });
+            }
             let io = TokioIo::new(far);
             match kind {
                 LineKind::Upgrade => {
@@ -340,6 +356,28 @@ impl futures::Stream for SyncStream {
         cx: &mut std::task::Context<'_>,
     ) -> std::task::Poll<Option<Self::Item>> {
         self.get_mut().0.get_mut().unwrap().as_mut().poll_next(cx)
+    }
+}
+
+/// HTTP/2 that answers the first HEADERS by a GOAWAY without an error, which names no stream.
+async fn end_in_peace(mut io: tokio::io::DuplexStream) -> io::Result<()> {
+    const PREFACE: usize = 24;
+    const HEADERS: u8 = 1;
+    const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+    const SETTINGS_ACK: [u8; 9] = [0, 0, 0, 4, 1, 0, 0, 0, 0];
+    const GOAWAY: [u8; 17] = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    io.read_exact(&mut [0; PREFACE]).await?;
+    io.write_all(&SETTINGS).await?;
+    io.write_all(&SETTINGS_ACK).await?;
+    loop {
+        let mut head = [0; 9];
+        io.read_exact(&mut head).await?;
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        io.read_exact(&mut vec![0; length as usize]).await?;
+        if head[3] == HEADERS {
+            io.write_all(&GOAWAY).await?;
+            return io.shutdown().await;
+        }
     }
 }
 

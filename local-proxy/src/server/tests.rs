@@ -519,6 +519,21 @@ async fn requests_outlive_a_session_that_closes_between_them() {
 }
 
 #[tokio::test]
+async fn a_request_that_a_session_did_not_look_at_is_sent_again() {
+    let agent = mirror();
+    let proxy = Running::start(&agent).await;
+    agent.ending.store(1, Ordering::SeqCst);
+    let (status, _) = read(proxy.get("/clusters/prod/api").await).await;
+    assert_eq!(status, 200);
+    assert_eq!(agent.api_dials.load(Ordering::SeqCst), 2);
+    // Once, and no more.
+    agent.ending.store(2, Ordering::SeqCst);
+    agent.cut();
+    let (status, text) = read(proxy.get("/clusters/prod/api").await).await;
+    assert_eq!(status, 502, "{text}");
+}
+
+#[tokio::test]
 async fn a_new_carrier_gets_the_new_requests_and_the_old_session_finishes() {
     let (feed, body) = fed();
     let agent = streaming(body);

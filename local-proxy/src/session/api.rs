@@ -1,8 +1,8 @@
 //! The API session: HTTP/2 on a sealed session, for all plain requests to one cluster.
 
 use super::{Shared, lock};
-use crate::{error::Failure, forward::lost, metrics::Held};
-use hyper::{body::Incoming, client::conn::http2};
+use crate::{body::Upload, error::Failure, forward::lost, metrics::Held};
+use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use std::{
     sync::{
@@ -29,7 +29,7 @@ const HEADER_LIST: u32 = 64 * 1024;
 /// that were leased a moment ago.
 const STREAMS: usize = 180;
 
-type Sender = http2::SendRequest<Incoming>;
+type Sender = http2::SendRequest<Upload>;
 
 /// One API session, as its cluster holds it. Dropping it lets its streams finish.
 pub(crate) struct ApiSession {
@@ -78,7 +78,7 @@ impl ApiSession {
             .keep_alive_timeout(ping)
             .keep_alive_while_idle(true);
         let (sender, connection) = builder
-            .handshake::<_, Incoming>(TokioIo::new(dialed.io))
+            .handshake::<_, Upload>(TokioIo::new(dialed.io))
             .await
             .map_err(|error| Failure::Lost {
                 cluster: cluster.to_owned(),
