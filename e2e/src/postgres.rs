@@ -1,11 +1,13 @@
 //! A real PostgreSQL in a directory of its own, on a free port.
 
 use std::net::SocketAddr;
-use std::os::unix::fs::chown;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use throwline_certs::Database;
+use throwline_certs::authority::Authority;
 use tokio::process::Command;
 
 use crate::process::{Process, unprivileged};
@@ -13,6 +15,18 @@ use crate::{eventually, free_address, tools};
 
 /// The database's owner.
 pub const OWNER: &str = "owner";
+/// The relays' role, as docs/operating.md has it.
+pub const ROLE: &str = "throwline_relay";
+
+/// The SQL that operators are told to run.
+pub fn rights() -> Result<String> {
+    let text = include_str!("../../docs/operating.md");
+    let (_, rest) = text
+        .split_once("```sql\n")
+        .context("no SQL in operating.md")?;
+    let (rights, _) = rest.split_once("```").context("the SQL has no end")?;
+    Ok(rights.to_owned())
+}
 
 pub struct Postgres {
     process: Process,
@@ -70,6 +84,14 @@ impl Postgres {
         Ok(this)
     }
 
+    /// The same with our tables, and the relays' own role.
+    pub async fn with_role() -> Result<Self> {
+        let this = Self::start().await?;
+        Authority::migrate(&Database::from_url(&this.url(OWNER))?).await?;
+        this.sql(OWNER, &rights()?).await?;
+        Ok(this)
+    }
+
     /// The URL for this role, without a password.
     pub fn url(&self, role: &str) -> String {
         url(role, self.address)
@@ -90,16 +112,8 @@ impl Postgres {
 
     async fn sql_in(&self, database: &str, role: &str, text: &str) -> Result<String> {
         let output = plain(&self.binaries.join("psql"), None)
-            .args([
-                "-X",
-                "-q",
-                "-A",
-                "-t",
-                "-v",
-                "ON_ERROR_STOP=1",
-                "-h",
-                "127.0.0.1",
-            ])
+            .args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1"])
+            .args(["-h", &self.address.ip().to_string()])
             .args(["-p", &self.address.port().to_string()])
             .args(["-U", role, "-d", database, "-c", text])
             .output()
@@ -107,6 +121,32 @@ impl Postgres {
         let error = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "psql: {error}");
         Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+    }
+
+    /// From now on it takes nobody who does not come over TLS, and shows this certificate.
+    pub async fn require_tls(&self, certificate: &str, key: &str) -> Result<()> {
+        let data = self.dir.path().join("data");
+        for (name, text) in [
+            ("server.crt", certificate),
+            ("server.key", key),
+            ("pg_hba.conf", "hostssl all all 127.0.0.1/8 trust\n"),
+        ] {
+            let file = data.join(name);
+            std::fs::write(&file, text)?;
+            std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600))?;
+            if let Some((user, group)) = self.account {
+                chown(&file, Some(user), Some(group))?;
+            }
+        }
+        self.sql(OWNER, "ALTER SYSTEM SET ssl = on").await?;
+        self.sql(OWNER, "SELECT pg_reload_conf()").await?;
+        eventually(Duration::from_secs(30), "PostgreSQL speaks TLS", || async {
+            let of_this = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
+            let is_tls = self.sql(OWNER, of_this).await?;
+            ensure!(is_tls == "t", "{is_tls}");
+            Ok(())
+        })
+        .await
     }
 
     /// Stops it at once, as a crash of its machine would.
@@ -150,7 +190,8 @@ fn spawn(
     command
         .arg("-D")
         .arg(dir.join("data"))
-        .args(["-h", "127.0.0.1", "-p", &address.port().to_string(), "-k"])
+        .args(["-h", &address.ip().to_string()])
+        .args(["-p", &address.port().to_string(), "-k"])
         .arg(dir)
         .args(["-c", "fsync=off"]);
     Process::start("postgres", dir, command)

@@ -8,15 +8,13 @@ use anyhow::{Context, Result, bail, ensure};
 use throwline_certs::authority::{Authority, RedeemError, Subject};
 use throwline_certs::{Database, PendingIdentity};
 use throwline_e2e::forwarder::Forwarder;
-use throwline_e2e::postgres::{self, OWNER, Postgres};
+use throwline_e2e::postgres::{self, OWNER, Postgres, ROLE};
 use throwline_e2e::world::{CLUSTER, USER, no_cluster, private_dir, said, throwline};
 use throwline_e2e::{Agent, Relay, Suite, User, contains, eventually, free_address, lacks};
 use throwline_relay::registry::postgres::{Config, Postgres as Shared};
 use throwline_relay::registry::{Presence, Registry};
 
 const PATIENCE: Duration = Duration::from_secs(30);
-/// The role of docs/operating.md.
-const ROLE: &str = "throwline_relay";
 
 fn main() -> ExitCode {
     Suite::new()
@@ -25,27 +23,9 @@ fn main() -> ExitCode {
         .story("one_of_fifty_redeems", one_of_fifty_redeems)
         .story("relays_share_who_is_who_and_where", relays_share)
         .story("an_outage_is_lived_through_and_a_move_followed", an_outage)
+        .story("two_relays_of_one_name_are_told", two_of_one_name)
+        .story("a_notice_of_a_stranger_is_not_believed", strange_notices)
         .run(|| async { Ok(()) })
-}
-
-/// The SQL that operators are told to run.
-fn rights() -> Result<String> {
-    let text = include_str!("../../docs/operating.md");
-    let (_, rest) = text
-        .split_once("```sql\n")
-        .context("no SQL in operating.md")?;
-    Ok(rest
-        .split_once("```")
-        .context("the SQL has no end")?
-        .0
-        .to_owned())
-}
-
-async fn with_role() -> Result<Postgres> {
-    let server = Postgres::start().await?;
-    Authority::migrate(&Database::from_url(&server.url(OWNER))?).await?;
-    server.sql(OWNER, &rights()?).await?;
-    Ok(server)
 }
 
 async fn the_minimal_role(_: Arc<()>) -> Result<()> {
@@ -70,7 +50,7 @@ async fn the_minimal_role(_: Arc<()>) -> Result<()> {
     server
         .sql(
             OWNER,
-            &rights()?.replace("CREATE ROLE throwline_relay LOGIN;", ""),
+            &postgres::rights()?.replace("CREATE ROLE throwline_relay LOGIN;", ""),
         )
         .await?;
     let relay = Relay::start(dir.path(), &["--database", &server.url(ROLE)]).await?;
@@ -95,7 +75,7 @@ async fn the_minimal_role(_: Arc<()>) -> Result<()> {
 }
 
 async fn one_ca_for_all(_: Arc<()>) -> Result<()> {
-    let server = with_role().await?;
+    let server = Postgres::with_role().await?;
     let database = Some(Database::from_url(&server.url(ROLE))?);
     let url = "https://relay.example.com".parse()?;
     let dir = private_dir()?;
@@ -140,7 +120,7 @@ async fn one_ca_for_all(_: Arc<()>) -> Result<()> {
 }
 
 async fn one_of_fifty_redeems(_: Arc<()>) -> Result<()> {
-    let server = with_role().await?;
+    let server = Postgres::with_role().await?;
     let database = Some(Database::from_url(&server.url(ROLE))?);
     let dir = private_dir()?;
     let url = "https://relay.example.com".parse()?;
@@ -173,6 +153,106 @@ async fn one_of_fifty_redeems(_: Arc<()>) -> Result<()> {
     Ok(())
 }
 
+/// Two processes with one `--instance`: the later one has the name, the earlier one says so, and
+/// has it back when the later one has gone.
+async fn two_of_one_name(_: Arc<()>) -> Result<()> {
+    let server = Postgres::with_role().await?;
+    let url = server.url(ROLE);
+    let start = |port: u16| {
+        let mut config = Config::new("same".into(), format!("127.0.0.1:{port}"));
+        config.heartbeat = Duration::from_millis(300);
+        let metrics = prometheus::Registry::new();
+        let shared = Shared::start(Database::from_url(&url)?, config, &metrics)?;
+        anyhow::Ok((shared, metrics))
+    };
+    let registered = async |port: u16| {
+        let rows = "SELECT string_agg(address, ' ') FROM relays";
+        eventually(PATIENCE, "one has the name", || async {
+            let rows = server.sql(OWNER, rows).await?;
+            ensure!(rows == format!("127.0.0.1:{port}"), "{rows:?}");
+            Ok(())
+        })
+        .await
+    };
+    let displaced = async |metrics: &prometheus::Registry, expected: f64| {
+        eventually(PATIENCE, "it says whether it has its name", || async {
+            let all = metrics.gather();
+            let own = all
+                .iter()
+                .find(|of| of.name() == "throwline_relay_displaced");
+            let own = own.and_then(|of| of.get_metric().first());
+            let own = own.context("no such metric")?.get_gauge().get_value();
+            ensure!(own == expected, "{own}");
+            Ok(())
+        })
+        .await
+    };
+    let (earlier, of_earlier) = start(1)?;
+    registered(1).await?;
+    let (later, of_later) = start(2)?;
+    registered(2).await?;
+    displaced(&of_earlier, 1.0).await?;
+    displaced(&of_later, 0.0).await?;
+    registered(2).await?;
+    later.close().await;
+    registered(1).await?;
+    displaced(&of_earlier, 0.0).await?;
+    earlier.close().await;
+    Ok(())
+}
+
+/// Any role of the database may NOTIFY. What it says is looked up in the tables.
+async fn strange_notices(_: Arc<()>) -> Result<()> {
+    let server = Postgres::with_role().await?;
+    let dir = private_dir()?;
+    let kubeconfig = no_cluster(dir.path())?;
+    let relay = ["--database", &server.url(ROLE), "--instance", "one"];
+    let relay = Relay::start(dir.path(), &relay).await?;
+    let agent = async |cluster: &str| {
+        let token = relay.token(&["--cluster", cluster]).await?;
+        let one = ["--carriers", "1"];
+        let agent = Agent::start(dir.path(), cluster, &token, &kubeconfig, &one).await?;
+        agent.connected().await?;
+        anyhow::Ok(agent)
+    };
+    let _first = agent(CLUSTER).await?;
+    let observer = observer(&server.url(ROLE), Duration::from_secs(600))?;
+    eventually(PATIENCE, "the tunnel is known", || {
+        connected(&observer, "one")
+    })
+    .await?;
+    let of_one = "SELECT started_at || ' ' || carrier FROM tunnels JOIN relays ON instance = relay";
+    let of_one = server.sql(OWNER, of_one).await?;
+    let (epoch, carrier) = of_one.split_once(' ').context("no row")?;
+    server.sql(OWNER, "CREATE ROLE stranger LOGIN").await?;
+    let tunnel = r#""cluster":"ghost","agent_instance":"x","since":1"#;
+    for said in [
+        format!(r#"{{"kind":"up","relay":"one","epoch":{epoch},"carrier":99,{tunnel}}}"#),
+        format!(r#"{{"kind":"down","relay":"one","epoch":{epoch},"carrier":{carrier}}}"#),
+        format!(r#"{{"kind":"draining","relay":"one","epoch":{epoch}}}"#),
+        format!(r#"{{"kind":"gone","relay":"one","epoch":{epoch}}}"#),
+        format!(r#"{{"kind":"relay","relay":"two","epoch":{epoch}}}"#),
+    ] {
+        let notify = format!("NOTIFY throwline_registry, '{said}'");
+        server.sql("stranger", &notify).await?;
+    }
+    // Notices come in their order: when the second agent is known, all of these were heard.
+    let _second = agent("second").await?;
+    eventually(PATIENCE, "the second tunnel is known", || async {
+        match observer.find("second").await {
+            Presence::Connected(_) => Ok(()),
+            _ => bail!("it is not known"),
+        }
+    })
+    .await?;
+    connected(&observer, "one").await?;
+    let ghost = observer.find("ghost").await;
+    ensure!(!matches!(ghost, Presence::Connected(_)), "a ghost is known");
+    ensure!(observer.peers().await.len() == 1, "a relay is made up");
+    observer.close().await;
+    Ok(())
+}
+
 /// What another relay of the set would know, with short times.
 fn observer(url: &str, belief: Duration) -> Result<Shared> {
     let mut config = Config::new("observer".into(), "127.0.0.1:1".into());
@@ -196,7 +276,7 @@ async fn connected(registry: &Shared, relay: &str) -> Result<()> {
 }
 
 async fn relays_share(_: Arc<()>) -> Result<()> {
-    let server = with_role().await?;
+    let server = Postgres::with_role().await?;
     let dir = private_dir()?;
     let kubeconfig = no_cluster(dir.path())?;
     let url = server.url(ROLE);
@@ -272,7 +352,7 @@ async fn relays_share(_: Arc<()>) -> Result<()> {
 }
 
 async fn an_outage(_: Arc<()>) -> Result<()> {
-    let mut server = with_role().await?;
+    let mut server = Postgres::with_role().await?;
     let dir = private_dir()?;
     let kubeconfig = no_cluster(dir.path())?;
     // Stands for the database's name: behind it, the address changes.

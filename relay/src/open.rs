@@ -289,7 +289,11 @@ async fn find(shared: &Arc<Shared>, cluster: &str, instance: &str) -> Result<Vec
     };
     let record = shared.authority.cluster(cluster).await.map_err(|error| {
         error!(%error, "cannot read a cluster's record");
-        Refusal::new(RefusalCode::Internal, "the authority cannot answer now")
+        let message = format!(
+            "the relays' database does not answer, so it is not known where the agent of the cluster \
+             {cluster} is connected"
+        );
+        Refusal::new(RefusalCode::Internal, message).retry_after(LIMIT_WAIT)
     })?;
     let Some(record) = record else {
         return Err(Refusal::new(

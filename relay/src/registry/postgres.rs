@@ -7,6 +7,7 @@ mod ledger;
 mod link;
 mod metrics;
 mod notice;
+mod read;
 mod remotes;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -83,6 +84,8 @@ struct State {
     ledger: Ledger,
     remotes: Remotes,
     up: bool,
+    /// Another process has this relay's name.
+    displaced: bool,
     /// The last time that all heartbeats were read; at first the start.
     last_round: Instant,
 }
@@ -100,13 +103,6 @@ impl Shared {
         let round = state.remotes.beats(beats, now);
         self.count_relays(&state);
         round
-    }
-
-    fn hear(&self, notice: notice::Notice) -> bool {
-        let mut state = self.lock();
-        let must_read = state.remotes.hear(notice, Instant::now());
-        self.count_relays(&state);
-        must_read
     }
 
     fn count_relays(&self, state: &State) {
@@ -158,6 +154,7 @@ impl Postgres {
                 ledger: Ledger::default(),
                 remotes: Remotes::new(&config.instance, config.life),
                 up: false,
+                displaced: false,
                 last_round: Instant::now(),
             }),
             relays: watch::Sender::new(0),

@@ -8,12 +8,12 @@ use sqlx::postgres::{PgConnection, PgListener, Postgres as Pg};
 use throwline_certs::database::QUERY;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::Shared;
 use super::ledger::Batch;
-use super::notice::{CHANNEL, Epoch, Notice, Row, is_address, is_instance};
-use super::remotes::Beat;
+use super::notice::{CHANNEL, Heard, Notice, Row};
+use super::read::{load_all, look_up, round};
 
 /// Full jitter is not needed: relays are few, and each tries once in this time.
 const SHORTEST_WAIT: Duration = Duration::from_millis(250);
@@ -22,9 +22,12 @@ const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// How often everything is read anew, against what no notice told.
 const RELOAD: Duration = Duration::from_secs(600);
 
+/// Notices that are looked up by one query.
+const AT_ONCE: usize = 1_000;
+
 /// Why a connection was given up.
 #[derive(Debug, thiserror::Error)]
-enum Lost {
+pub(super) enum Lost {
     #[error("{0}")]
     Database(#[from] sqlx::Error),
     #[error("the connection was cut")]
@@ -88,18 +91,17 @@ async fn serve(shared: &Shared, stop: &CancellationToken) -> Result<(), Lost> {
         };
         match event {
             Event::Heard(None) => return Err(Lost::Cut),
-            Event::Heard(Some(text)) => {
-                let Some(notice) = Notice::decode(&text) else {
-                    debug!("ignored a notice that is not one");
-                    continue;
-                };
-                let about = (notice.relay().0.to_owned(), notice.relay().1);
-                let must_read = shared.hear(notice);
-                if must_read {
-                    let connection = listener.acquire().await?;
-                    round(shared, &mut *connection).await?;
-                    bounded(load(shared, connection, &about)).await?;
+            Event::Heard(Some(first)) => {
+                let mut heard = Heard::default();
+                heard.add(&first, &shared.config.instance);
+                // What came together is looked up together.
+                for _ in 1..AT_ONCE {
+                    let Some(next) = listener.next_buffered() else {
+                        break;
+                    };
+                    heard.add(next.payload(), &shared.config.instance);
                 }
+                look_up(shared, listener.acquire().await?, heard).await?;
             }
             Event::Tick => {
                 let connection = listener.acquire().await?;
@@ -123,7 +125,9 @@ async fn serve(shared: &Shared, stop: &CancellationToken) -> Result<(), Lost> {
     }
 }
 
-async fn bounded<T>(work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, Lost> {
+pub(super) async fn bounded<T>(
+    work: impl Future<Output = Result<T, sqlx::Error>>,
+) -> Result<T, Lost> {
     match tokio::time::timeout(QUERY, work).await {
         Ok(done) => Ok(done?),
         Err(_) => Err(Lost::Silent),
@@ -131,8 +135,8 @@ async fn bounded<T>(work: impl Future<Output = Result<T, sqlx::Error>>) -> Resul
 }
 
 /// One heartbeat. Without a row, because this is the first or others took us for dead, this
-/// relay registers, and owes all its live tunnels.
-async fn beat(shared: &Shared, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+/// relay registers, and owes all its live tunnels. `false` when another process has the name.
+async fn beat(shared: &Shared, connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
     let beaten = sqlx::query(
         "UPDATE relays SET heartbeat_at = now() WHERE instance = $1 AND started_at = $2",
     )
@@ -141,7 +145,17 @@ async fn beat(shared: &Shared, connection: &mut PgConnection) -> Result<(), sqlx
     .execute(&mut *connection)
     .await?;
     if beaten.rows_affected() > 0 {
-        return Ok(());
+        shared.lock().displaced = false;
+        return Ok(true);
+    }
+    if is_displaced(shared, &mut *connection).await? {
+        shared.lock().displaced = true;
+        error!(
+            instance = shared.config.instance,
+            "another process that began later is registered under this relay's name; lines of \
+             other relays do not come here until it is gone; give each relay an --instance of its own"
+        );
+        return Ok(false);
     }
     let draining = {
         let mut state = shared.lock();
@@ -149,8 +163,7 @@ async fn beat(shared: &Shared, connection: &mut PgConnection) -> Result<(), sqlx
         state.ledger.is_draining()
     };
     let mut tx = connection.begin().await?;
-    // A predecessor of this name is over: two at once is a mistake that the log shows by
-    // this line's repetition.
+    // A predecessor of this name is over, or will find itself displaced.
     sqlx::query("DELETE FROM relays WHERE instance = $1")
         .bind(&shared.config.instance)
         .execute(&mut *tx)
@@ -178,104 +191,27 @@ async fn beat(shared: &Shared, connection: &mut PgConnection) -> Result<(), sqlx
         "registered this relay"
     );
     // What lives is owed, and follows at once.
+    shared.lock().displaced = false;
     shared.work.notify_one();
-    Ok(())
+    Ok(true)
 }
 
-/// Reads all heartbeats, then the tunnels of who is new, and removes the dead.
-async fn round(shared: &Shared, connection: &mut PgConnection) -> Result<(), Lost> {
-    let beats = bounded(beats(&mut *connection)).await?;
-    let round = shared.good_round(beats);
-    for about in &round.load {
-        bounded(load(shared, &mut *connection, about)).await?;
-    }
-    for about in &round.reap {
-        bounded(reap(shared, &mut *connection, about)).await?;
-    }
-    Ok(())
-}
-
-async fn reap(
-    shared: &Shared,
-    connection: &mut PgConnection,
-    (instance, epoch): &(String, Epoch),
-) -> Result<(), sqlx::Error> {
-    let mut tx = connection.begin().await?;
-    let reaped = sqlx::query(
-        "DELETE FROM relays WHERE instance = $1 AND started_at = $2
-             AND heartbeat_at < now() - $3 * interval '1 millisecond'",
+/// Whether a process of this name that began after this one is alive. Two that took the name from
+/// each other for ever would both be half known; so the later one has it.
+async fn is_displaced(shared: &Shared, connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar(
+        "SELECT EXISTS (SELECT FROM relays WHERE instance = $1 AND started_at > $2
+             AND heartbeat_at > now() - $3 * interval '1 millisecond')",
     )
-    .bind(instance)
-    .bind(epoch)
-    .bind(i64::try_from(shared.config.life.as_millis()).unwrap_or(i64::MAX))
-    .execute(&mut *tx)
-    .await?;
-    if reaped.rows_affected() > 0 {
-        let notice = Notice::Gone {
-            relay: instance.clone(),
-            epoch: *epoch,
-        };
-        tell(&mut tx, &[notice.encode()]).await?;
-        warn!(relay = %instance, "removed a relay that has fallen silent");
-    }
-    tx.commit().await
+    .bind(&shared.config.instance)
+    .bind(shared.epoch)
+    .bind(millis(shared.config.life))
+    .fetch_one(connection)
+    .await
 }
 
-async fn beats(connection: &mut PgConnection) -> Result<Vec<Beat>, sqlx::Error> {
-    type Line = (String, Epoch, String, bool, f64);
-    let rows: Vec<Line> = sqlx::query_as(
-        "SELECT instance, started_at, address, draining,
-                greatest(extract(epoch FROM now() - heartbeat_at), 0)::float8
-         FROM relays",
-    )
-    .fetch_all(connection)
-    .await?;
-    let beat = |(instance, epoch, address, draining, age): Line| {
-        (is_instance(&instance) && is_address(&address)).then(|| Beat {
-            instance,
-            epoch,
-            address,
-            draining,
-            age: Duration::try_from_secs_f64(age).unwrap_or(Duration::MAX),
-        })
-    };
-    Ok(rows.into_iter().filter_map(beat).collect())
-}
-
-/// Every relay's tunnels.
-async fn load_all(shared: &Shared, connection: &mut PgConnection) -> Result<(), Lost> {
-    round(shared, &mut *connection).await?;
-    for beat in bounded(beats(&mut *connection)).await? {
-        bounded(load(shared, &mut *connection, &(beat.instance, beat.epoch))).await?;
-    }
-    Ok(())
-}
-
-async fn load(
-    shared: &Shared,
-    connection: &mut PgConnection,
-    (instance, epoch): &(String, Epoch),
-) -> Result<(), sqlx::Error> {
-    let rows: Vec<(i64, String, String, i64)> = sqlx::query_as(
-        "SELECT carrier, cluster, agent_instance, since
-         FROM tunnels JOIN relays ON instance = relay WHERE instance = $1 AND started_at = $2",
-    )
-    .bind(instance)
-    .bind(epoch)
-    .fetch_all(connection)
-    .await?;
-    let row = |(carrier, cluster, agent_instance, since)| Row {
-        carrier,
-        cluster,
-        agent_instance,
-        since,
-    };
-    let rows = rows.into_iter().map(row).filter(Row::is_sound).collect();
-    let mut state = shared.lock();
-    state
-        .remotes
-        .replace(instance, *epoch, rows, Instant::now());
-    Ok(())
+pub(super) fn millis(time: Duration) -> i64 {
+    i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
 }
 
 /// Writes all that is owed.
@@ -287,8 +223,8 @@ async fn flush(shared: &Shared, connection: &mut PgConnection) -> Result<(), Los
         }
         if bounded(write(shared, &mut *connection, &batch)).await? {
             shared.lock().ledger.done(&batch);
-        } else {
-            bounded(beat(shared, &mut *connection)).await?;
+        } else if !bounded(beat(shared, &mut *connection)).await? {
+            return Ok(());
         }
     }
 }
@@ -387,7 +323,10 @@ async fn leave(shared: &Shared, connection: &mut PgConnection) -> Result<(), sql
     tx.commit().await
 }
 
-async fn tell(tx: &mut sqlx::Transaction<'_, Pg>, notices: &[String]) -> Result<(), sqlx::Error> {
+pub(super) async fn tell(
+    tx: &mut sqlx::Transaction<'_, Pg>,
+    notices: &[String],
+) -> Result<(), sqlx::Error> {
     sqlx::query("SELECT pg_notify($1, notice) FROM unnest($2::text[]) AS notice")
         .bind(CHANNEL)
         .bind(notices)

@@ -12,6 +12,7 @@ pub(super) struct Seen {
     shared: Arc<Shared>,
     up: IntGauge,
     age: Gauge,
+    displaced: IntGauge,
     owed: IntGauge,
     relays: IntGauge,
     tunnels: IntGauge,
@@ -29,6 +30,10 @@ impl Seen {
                 "throwline_relay_database_round_age_seconds",
                 "How long ago the last good round with the database was",
             )?,
+            displaced: IntGauge::new(
+                "throwline_relay_displaced",
+                "Whether another process is registered under this relay's name",
+            )?,
             owed: IntGauge::new(
                 "throwline_relay_database_owed_writes",
                 "Changes of this relay's tunnels that the database does not know yet",
@@ -43,12 +48,22 @@ impl Seen {
             )?,
         })
     }
+
+    /// All but the age.
+    fn whole(&self) -> [&IntGauge; 5] {
+        [
+            &self.up,
+            &self.displaced,
+            &self.owed,
+            &self.relays,
+            &self.tunnels,
+        ]
+    }
 }
 
 impl Collector for Seen {
     fn desc(&self) -> Vec<&Desc> {
-        let gauges = [&self.up, &self.owed, &self.relays, &self.tunnels];
-        let mut all: Vec<&Desc> = gauges.iter().flat_map(|gauge| gauge.desc()).collect();
+        let mut all: Vec<&Desc> = self.whole().iter().flat_map(|gauge| gauge.desc()).collect();
         all.extend(self.age.desc());
         all
     }
@@ -60,12 +75,13 @@ impl Collector for Seen {
             let (relays, tunnels) = state.remotes.counts();
             self.up.set(i64::from(state.up));
             self.age.set(state.last_round.elapsed().as_secs_f64());
+            self.displaced.set(i64::from(state.displaced));
             self.owed.set(count(state.ledger.owed()));
             self.relays.set(count(relays));
             self.tunnels.set(count(tunnels));
         }
-        let gauges = [&self.up, &self.owed, &self.relays, &self.tunnels];
-        let mut all: Vec<_> = gauges.iter().flat_map(|gauge| gauge.collect()).collect();
+        let whole = self.whole();
+        let mut all: Vec<_> = whole.iter().flat_map(|gauge| gauge.collect()).collect();
         all.extend(self.age.collect());
         all
     }

@@ -1,5 +1,8 @@
 //! What relays tell one another through the database. A notice is data that any role of the
-//! database could have written: it is checked, and what cannot be is not heard.
+//! database could have written: it is checked, what cannot be is not heard, and what is heard only
+//! says where to look. What counts is in the tables, to which only the relays' role may write.
+
+use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
@@ -85,6 +88,48 @@ impl Notice {
     }
 }
 
+/// What several notices say together: what of the tables is to be read.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Heard {
+    /// The heartbeats: a relay came, went or drains.
+    pub(super) round: bool,
+    /// All tunnels of relays that have registered.
+    pub(super) registered: BTreeSet<(String, Epoch)>,
+    /// Single tunnels, by relay and carrier.
+    pub(super) tunnels: BTreeSet<(String, Epoch, i64)>,
+}
+
+impl Heard {
+    /// Adds a notice, if it is one; what this relay has told itself says nothing new.
+    pub(super) fn add(&mut self, text: &str, own: &str) {
+        let notice = match Notice::decode(text) {
+            Some(notice) if notice.relay().0 != own => notice,
+            Some(_) => return,
+            None => {
+                tracing::debug!("ignored a notice that is not one");
+                return;
+            }
+        };
+        match notice {
+            Notice::Relay { relay, epoch } => {
+                self.round = true;
+                self.registered.insert((relay, epoch));
+            }
+            Notice::Gone { .. } | Notice::Draining { .. } => self.round = true,
+            Notice::Up { relay, epoch, row } => {
+                self.tunnels.insert((relay, epoch, row.carrier));
+            }
+            Notice::Down {
+                relay,
+                epoch,
+                carrier,
+            } => {
+                self.tunnels.insert((relay, epoch, carrier));
+            }
+        }
+    }
+}
+
 impl Row {
     pub(super) fn is_sound(&self) -> bool {
         throwline_certs::spiffe::check_cluster_name(&self.cluster).is_ok()
@@ -141,6 +186,23 @@ mod tests {
         for notice in [up(), gone] {
             assert_eq!(Notice::decode(&notice.encode()), Some(notice));
         }
+    }
+
+    #[test]
+    fn notices_say_where_to_look() {
+        let mut heard = Heard::default();
+        for _ in 0..2 {
+            heard.add(&up().encode(), "relay-b");
+        }
+        heard.add(&up().encode(), "relay-a");
+        let tunnels = BTreeSet::from([("relay-a".to_owned(), 7, 1)]);
+        assert_eq!((heard.round, &heard.tunnels), (false, &tunnels));
+        let gone = Notice::Gone {
+            relay: "relay-a".into(),
+            epoch: 7,
+        };
+        heard.add(&gone.encode(), "relay-b");
+        assert!(heard.round && heard.registered.is_empty());
     }
 
     #[test]

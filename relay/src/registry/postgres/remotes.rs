@@ -7,14 +7,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::notice::{Epoch, Notice, Row};
+use super::notice::{Epoch, Row};
 use crate::registry::{PeerRelay, Remote};
 
-/// More remote tunnels than any set of relays has; whoever writes notices cannot make us keep
-/// more. Worst case: about 300 bytes each.
+/// More remote tunnels than any set of relays has; whoever writes to the database cannot make us
+/// keep more. Worst case: about 300 bytes each.
 const MOST_TUNNELS: usize = 1_000_000;
-/// Departures remembered of one relay that came before their arrival.
-const MOST_BURIED: usize = 1_024;
 
 pub(super) struct Remotes {
     own: String,
@@ -34,7 +32,6 @@ struct Relay {
     draining: bool,
     stale_at: Instant,
     tunnels: HashMap<i64, String>,
-    buried: BTreeSet<i64>,
 }
 
 #[derive(Default)]
@@ -124,7 +121,6 @@ impl Remotes {
                 draining: false,
                 stale_at,
                 tunnels: HashMap::new(),
-                buried: BTreeSet::new(),
             });
             relay.address = beat.address;
             relay.draining = beat.draining;
@@ -135,13 +131,9 @@ impl Remotes {
 
     /// All tunnels of one relay, instead of those known.
     pub(super) fn replace(&mut self, relay: &str, epoch: Epoch, rows: Vec<Row>, now: Instant) {
-        let Some(held) = self.relays.get_mut(relay) else {
+        let Some(held) = self.process(relay, epoch) else {
             return;
         };
-        if held.epoch != epoch {
-            return;
-        }
-        held.buried.clear();
         let kept: BTreeSet<i64> = rows.iter().map(|row| row.carrier).collect();
         let gone: Vec<i64> = held
             .tunnels
@@ -150,48 +142,10 @@ impl Remotes {
             .copied()
             .collect();
         for carrier in gone {
-            self.down(relay, carrier, now);
+            self.down(relay, epoch, carrier, now);
         }
         for row in rows {
-            self.up(relay, row);
-        }
-    }
-
-    /// Takes in a notice. `true` when the tables must be read to understand it.
-    pub(super) fn hear(&mut self, notice: Notice, now: Instant) -> bool {
-        let (relay, epoch) = notice.relay();
-        if relay == self.own {
-            return false;
-        }
-        let relay = relay.to_owned();
-        let known = self.relays.get(&relay).map(|held| held.epoch);
-        match notice {
-            Notice::Relay { .. } => true,
-            Notice::Gone { .. } => {
-                if known == Some(epoch) {
-                    self.remove(&relay, now);
-                }
-                false
-            }
-            Notice::Draining { .. } if known == Some(epoch) => {
-                if let Some(held) = self.relays.get_mut(&relay) {
-                    held.draining = true;
-                }
-                false
-            }
-            Notice::Up { row, .. } if known == Some(epoch) => {
-                let buried = |held: &mut Relay| held.buried.remove(&row.carrier);
-                if !self.relays.get_mut(&relay).is_some_and(buried) {
-                    self.up(&relay, row);
-                }
-                false
-            }
-            Notice::Down { carrier, .. } if known == Some(epoch) => {
-                self.down(&relay, carrier, now);
-                false
-            }
-            // Of a process that is not known here. The next round shows whether there is one.
-            Notice::Draining { .. } | Notice::Up { .. } | Notice::Down { .. } => false,
+            self.up(relay, epoch, row);
         }
     }
 
@@ -277,11 +231,14 @@ impl Remotes {
         }
     }
 
-    fn up(&mut self, relay: &str, row: Row) {
-        let Some(held) = self.relays.get_mut(relay) else {
+    /// A tunnel that the table has. Of a process that is not known here nothing is taken: the next
+    /// round shows whether there is one.
+    pub(super) fn up(&mut self, relay: &str, epoch: Epoch, row: Row) {
+        let is_full = self.count >= MOST_TUNNELS;
+        let Some(held) = self.process(relay, epoch) else {
             return;
         };
-        if self.count >= MOST_TUNNELS || held.tunnels.contains_key(&row.carrier) {
+        if is_full || held.tunnels.contains_key(&row.carrier) {
             return;
         }
         held.tunnels.insert(row.carrier, row.cluster.clone());
@@ -292,20 +249,19 @@ impl Remotes {
         slot.arrived.notify_waiters();
     }
 
-    fn down(&mut self, relay: &str, carrier: i64, now: Instant) {
-        let Some(held) = self.relays.get_mut(relay) else {
-            return;
-        };
-        let Some(cluster) = held.tunnels.remove(&carrier) else {
-            // It overtook its arrival, which must then not count.
-            held.buried.insert(carrier);
-            if held.buried.len() > MOST_BURIED {
-                held.buried.pop_first();
-            }
+    /// A tunnel that the table has no more.
+    pub(super) fn down(&mut self, relay: &str, epoch: Epoch, carrier: i64, now: Instant) {
+        let held = self.process(relay, epoch);
+        let Some(cluster) = held.and_then(|held| held.tunnels.remove(&carrier)) else {
             return;
         };
         self.count -= 1;
         self.drop_route(&cluster, relay, carrier, now);
+    }
+
+    fn process(&mut self, relay: &str, epoch: Epoch) -> Option<&mut Relay> {
+        let held = self.relays.get_mut(relay)?;
+        (held.epoch == epoch).then_some(held)
     }
 
     fn drop_route(&mut self, cluster: &str, relay: &str, carrier: i64, now: Instant) {

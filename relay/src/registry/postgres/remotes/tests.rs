@@ -22,22 +22,6 @@ fn row(carrier: i64, cluster: &str) -> Row {
     }
 }
 
-fn up(relay: &str, epoch: Epoch, carrier: i64, cluster: &str) -> Notice {
-    Notice::Up {
-        relay: relay.into(),
-        epoch,
-        row: row(carrier, cluster),
-    }
-}
-
-fn down(relay: &str, epoch: Epoch, carrier: i64) -> Notice {
-    Notice::Down {
-        relay: relay.into(),
-        epoch,
-        carrier,
-    }
-}
-
 fn names(remotes: &mut Remotes, cluster: &str, now: Instant) -> Vec<String> {
     let found = remotes.find(cluster, now);
     found
@@ -102,19 +86,19 @@ fn a_dead_relays_old_row_is_no_way_for_a_new_one() {
 }
 
 #[test]
-fn a_departure_that_overtakes_its_arrival_counts() {
+fn tunnels_come_and_go_once() {
     let now = Instant::now();
     let mut remotes = with_b(now);
-    remotes.hear(down("b", 1, 2), now);
-    remotes.hear(up("b", 1, 2, "prod"), now);
+    remotes.down("b", 1, 2, now);
     assert_eq!(names(&mut remotes, "prod", now), ["agent-1"]);
-    remotes.hear(up("b", 1, 3, "prod"), now);
-    remotes.hear(up("b", 1, 3, "prod"), now);
+    remotes.up("b", 1, row(3, "prod"));
+    remotes.up("b", 1, row(3, "prod"));
     assert_eq!(names(&mut remotes, "prod", now), ["agent-3", "agent-1"]);
-    remotes.hear(down("b", 1, 1), now);
-    remotes.hear(down("b", 1, 3), now);
+    remotes.down("b", 1, 1, now);
+    remotes.down("b", 1, 3, now);
     assert!(names(&mut remotes, "prod", now).is_empty());
     assert_eq!(remotes.gone_at("prod"), Some(now));
+    assert_eq!(remotes.counts(), (1, 0));
 }
 
 #[test]
@@ -125,14 +109,8 @@ fn a_process_cannot_evict_its_successors_tunnels() {
     assert_eq!(round.load, [("b".to_owned(), 2)]);
     assert!(names(&mut remotes, "prod", now).is_empty());
     remotes.replace("b", 2, vec![row(1, "prod")], now);
-    remotes.hear(down("b", 1, 1), now);
-    remotes.hear(
-        Notice::Gone {
-            relay: "b".into(),
-            epoch: 1,
-        },
-        now,
-    );
+    remotes.down("b", 1, 1, now);
+    remotes.up("b", 1, row(7, "prod"));
     remotes.replace("b", 1, Vec::new(), now);
     assert_eq!(names(&mut remotes, "prod", now), ["agent-1"]);
 }
@@ -151,18 +129,15 @@ fn loading_anew_replaces() {
 fn who_drains_comes_last_and_we_are_not_our_own_peer() {
     let now = Instant::now();
     let mut remotes = with_b(now);
-    remotes.beats(vec![beat("a", 1, 0), beat("b", 1, 0), beat("c", 1, 0)], now);
-    remotes.hear(up("c", 1, 0, "prod"), now);
+    let all = || vec![beat("a", 1, 0), beat("b", 1, 0), beat("c", 1, 0)];
+    remotes.beats(all(), now);
+    remotes.up("c", 1, row(0, "prod"));
     assert_eq!(names(&mut remotes, "prod", now), ["agent-1", "agent-0"]);
-    remotes.hear(
-        Notice::Draining {
-            relay: "b".into(),
-            epoch: 1,
-        },
-        now,
-    );
+    let mut draining = all();
+    draining[1].draining = true;
+    remotes.beats(draining, now);
     assert_eq!(names(&mut remotes, "prod", now), ["agent-0", "agent-1"]);
-    remotes.hear(up("a", 1, 9, "prod"), now);
+    remotes.up("a", 1, row(9, "prod"));
     assert_eq!(names(&mut remotes, "prod", now).len(), 2);
 }
 
@@ -174,6 +149,6 @@ async fn an_arrival_is_told() {
     let arrival = arrivals.notified();
     tokio::pin!(arrival);
     arrival.as_mut().enable();
-    remotes.hear(up("b", 1, 2, "test"), now);
+    remotes.up("b", 1, row(2, "test"));
     arrival.await;
 }
