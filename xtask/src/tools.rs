@@ -82,11 +82,12 @@ impl Report {
 }
 
 /// The small programs that stories and demo pods call, and the package that holds each.
-const ORDINARY: [(&str, &str); 10] = [
+const ORDINARY: [(&str, &str); 11] = [
     ("openssl", "openssl"),
     ("setsid", "util-linux"),
     ("setpriv", "util-linux"),
     ("prlimit", "util-linux"),
+    ("unshare", "util-linux"),
     ("ip", "iproute2"),
     ("ps", "procps"),
     ("tar", "tar"),
