@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use futures::future::try_join_all;
 use throwline_e2e::suite::Skipped;
-use throwline_e2e::world::{no_cluster, private_dir, throwline};
+use throwline_e2e::world::{USER, no_cluster, private_dir, throwline};
 use throwline_e2e::{
-    Agent, Process, Relay, Suite, contains, eventually, free_address, metrics, tools, unique,
+    Agent, Process, Relay, Suite, User, contains, eventually, free_address, metrics, tools, unique,
 };
 use tokio::net::TcpStream;
 use tokio::process::Command;
@@ -132,6 +132,8 @@ async fn a_link_that_goes_dead() -> Result<()> {
     let token = relay.token(&["--cluster", CLUSTER]).await?;
     let token_file = dir.path().join("token");
     std::fs::write(&token_file, token)?;
+    let token = relay.token(&["--user", USER]).await?;
+    let user = User::login(dir.path(), USER, &token, &[]).await?;
     let kubeconfig = no_cluster(dir.path())?;
 
     let agent = throwline(&dir.path().join("home"))?;
@@ -151,6 +153,8 @@ async fn a_link_that_goes_dead() -> Result<()> {
     })
     .await?;
 
+    let listed = user.clusters().await?;
+    ensure!(listed[0]["connected"] == true, "{listed}");
     there.link("down").await?;
     let cut = Instant::now();
     eventually(KNOWN, "the relay has taken the route out", || async {
@@ -159,6 +163,9 @@ async fn a_link_that_goes_dead() -> Result<()> {
     })
     .await?;
     println!("  the relay knew after {:?}", cut.elapsed());
+    let listed = user.clusters().await?;
+    ensure!(listed[0]["connected"] == false, "{listed}");
+    ensure!(cut.elapsed() <= KNOWN, "`clusters` told the truth too late");
     let left = KNOWN.saturating_sub(cut.elapsed());
     eventually(left, "the agent knows", || async {
         contains(&agent.log(), "the carrier to the relay was lost")
