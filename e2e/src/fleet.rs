@@ -1,35 +1,28 @@
-//! Three relays on one PostgreSQL behind a real balancer, clusters and people that come through
-//! them, and a load that counts what it asked and what failed.
+//! Several relays on one PostgreSQL behind a balancer, clusters and people that come through them.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex as StdMutex, PoisonError};
+use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use bytes::Bytes;
 use futures::future::try_join_all;
-use http_body_util::{BodyExt, Empty};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
 use throwline_certs::Database;
 use throwline_certs::authority::Authority;
 use tokio::sync::Mutex;
-use tokio_util::sync::{CancellationToken, DropGuard};
-use tokio_util::task::TaskTracker;
 
 use crate::balancer::{Balancer, Mode, Product, Site};
-use crate::client::Target;
+use crate::forwarder::Forwarder;
+use crate::link::Link;
 use crate::postgres::{OWNER, Postgres};
 use crate::upstream::Upstream;
 use crate::world::private_dir;
 use crate::{Agent, Kubectl, Proxy, Relay, User, eventually, free_address, metrics, tools};
 
-const PATIENCE: Duration = Duration::from_secs(60);
-
 /// How many of each there are.
 #[derive(Debug, Clone, Copy)]
 pub struct Size {
+    pub relays: usize,
     pub agents: usize,
     pub proxies: usize,
 }
@@ -43,25 +36,37 @@ impl Size {
             value.and_then(|text| text.parse().ok()).unwrap_or(default)
         };
         Self {
+            relays: BALANCED,
             agents: number("AGENTS", 3),
             proxies: number("PROXIES", 3),
         }
     }
 }
 
-/// What leads clients to the relays: a balancer by its file of `deploy/balancers`.
+/// As many relays as the files of `deploy/balancers` name.
+pub const BALANCED: usize = 3;
+
+/// What leads clients to the relays.
 #[derive(Debug, Clone, Copy)]
-pub struct Front {
-    pub product: Product,
-    pub mode: Mode,
+pub enum Front {
+    /// A real one by its file of `deploy/balancers`, which names three relays.
+    Balancer { product: Product, mode: Mode },
+    /// Connections go to the relays in turn, past those that refuse.
+    Plain,
 }
 
 impl Front {
-    /// As `THROWLINE_E2E_FRONT` says (`haproxy-terminate`, `envoy-passthrough`, …), else HAProxy
-    /// that passes TLS through.
+    /// As `THROWLINE_E2E_FRONT` says, else HAProxy that passes TLS through.
     pub fn from_environment() -> Result<Self> {
         let text = std::env::var("THROWLINE_E2E_FRONT");
-        let text = text.as_deref().unwrap_or("haproxy-passthrough");
+        Self::parse(text.as_deref().unwrap_or("haproxy-passthrough"))
+    }
+
+    /// `haproxy-terminate`, `envoy-passthrough`, …, or `plain`.
+    pub fn parse(text: &str) -> Result<Self> {
+        if text == "plain" {
+            return Ok(Self::Plain);
+        }
         let (product, mode) = text.split_once('-').unwrap_or((text, ""));
         let product = match product {
             "haproxy" => Product::Haproxy,
@@ -74,18 +79,28 @@ impl Front {
             "passthrough" => Mode::Passthrough,
             _ => bail!("no such mode of a balancer: {text}"),
         };
-        Ok(Self { product, mode })
+        Ok(Self::Balancer { product, mode })
     }
 }
 
+/// How long a process may take to end.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// From where relays see the balancer come, which they trust.
 const BALANCER: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 9));
 
 pub struct Fleet {
+    // Dropped in this order: clients first.
+    pub proxies: Vec<Mutex<Proxy>>,
+    pub users: Vec<User>,
+    pub agents: Vec<Mutex<Agent>>,
     pub relays: Vec<Mutex<Relay>>,
-    pub agents: Vec<Agent>,
-    pub proxies: Vec<Proxy>,
-    _balancer: Balancer,
+    /// The ways out of agents and of proxies, where they can be cut.
+    pub agent_links: Vec<Link>,
+    pub proxy_links: Vec<Link>,
+    size: Size,
+    listen: SocketAddr,
+    _balancer: Option<Balancer>,
+    _forwarder: Option<Forwarder>,
     client_arguments: Vec<String>,
     pub database: Mutex<Postgres>,
     pub upstream: Arc<Upstream>,
@@ -93,118 +108,220 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// Three relays, as the balancers' files name them, with these arguments beside their own.
+    /// A whole one, with these arguments of its relays beside their own.
     pub async fn start(size: Size, front: Front, relay_arguments: &[&str]) -> Result<Self> {
+        let mut fleet = Self::relays(size, front, relay_arguments).await?;
+        fleet.clusters().await?;
+        fleet.people().await?;
+        Ok(fleet)
+    }
+
+    /// The same, with a [`Link`] of its own for each agent and each proxy.
+    pub async fn with_links(size: Size, front: Front, relay_arguments: &[&str]) -> Result<Self> {
+        let mut fleet = Self::relays(size, front, relay_arguments).await?;
+        let links = async |count| try_join_all((0..count).map(|_| Link::start(fleet.listen))).await;
+        (fleet.agent_links, fleet.proxy_links) =
+            (links(size.agents).await?, links(size.proxies).await?);
+        fleet.clusters().await?;
+        fleet.people().await?;
+        Ok(fleet)
+    }
+
+    async fn relays(size: Size, front: Front, relay_arguments: &[&str]) -> Result<Self> {
         let dir = private_dir()?;
         let upstream = Arc::new(Upstream::start(dir.path()).await?);
         let database = Postgres::start().await?;
         let url = database.url(OWNER);
         Authority::migrate(&Database::from_url(&url)?).await?;
         let port = free_address()?.port();
-        let site = Site {
-            dir: dir.path().join("balancer"),
-            mode: front.mode,
-            listen: free_address()?,
-            relays: [11, 12, 13].map(|last| SocketAddr::from(([127, 0, 0, last], port))),
-            admin_port: free_address()?.port(),
-            source: BALANCER,
-            idle_seconds: 60,
-        };
-        site.prepare()?;
-        let public = format!("https://localhost:{}", site.listen.port());
+        let admin_port = free_address()?.port();
+        let listen = free_address()?;
+        let public = format!("https://localhost:{}", listen.port());
+        let last = u8::try_from(size.relays)?
+            .checked_add(11)
+            .context("too many")?;
+        let addresses: Vec<SocketAddr> = (11..last)
+            .map(|last| SocketAddr::from(([127, 0, 0, last], port)))
+            .collect();
         let trusted = BALANCER.to_string();
-        let (by_the_balancer, client_arguments): (&[&str], _) = match front.mode {
-            Mode::Terminate => {
-                let ca = site.ca_file().display().to_string();
-                (&["--plaintext"], vec!["--ca-file".to_owned(), ca])
+        let mut by_the_front: Vec<&str> = Vec::new();
+        let mut client_arguments = Vec::new();
+        let mut site = None;
+        if let Front::Balancer { mode, .. } = front {
+            let relays = addresses.as_slice().try_into();
+            let at = Site {
+                dir: dir.path().join("balancer"),
+                mode,
+                listen,
+                relays: relays.context("the balancers' files name three relays")?,
+                admin_port,
+                source: BALANCER,
+                idle_seconds: 60,
+            };
+            at.prepare()?;
+            by_the_front.extend(["--trust-proxy", &trusted]);
+            match mode {
+                Mode::Terminate => {
+                    by_the_front.push("--plaintext");
+                    client_arguments
+                        .extend(["--ca-file".into(), at.ca_file().display().to_string()]);
+                }
+                Mode::Passthrough => by_the_front.push("--proxy-protocol"),
             }
-            Mode::Passthrough => (&["--proxy-protocol"], Vec::new()),
-        };
+            site = Some(at);
+        }
         let mut relays: Vec<Relay> = Vec::new();
-        for (number, listen) in site.relays.iter().enumerate() {
-            let name = format!("relay-{number}");
+        for (number, listen) in addresses.iter().enumerate() {
+            let name = relay_name(number);
             let home = dir.path().join(&name);
             if let Some(first) = relays.first() {
                 first.share_the_ca(&home)?;
             }
-            let own = [
-                "--database",
-                &url,
-                "--instance",
-                &name,
-                "--trust-proxy",
-                &trusted,
-            ];
-            let arguments = [&own, by_the_balancer, relay_arguments].concat();
-            let admin = SocketAddr::new(listen.ip(), site.admin_port);
+            let own = ["--database", &url, "--instance", &name];
+            let arguments = [&own[..], &by_the_front, relay_arguments].concat();
+            let admin = SocketAddr::new(listen.ip(), admin_port);
             relays.push(Relay::with_admin(&home, *listen, admin, &public, &arguments).await?);
         }
-        let balancer = Balancer::start(front.product, &site).await?;
-        let mut fleet = Self {
+        let (balancer, forwarder) = match (front, &site) {
+            (Front::Balancer { product, .. }, Some(site)) => {
+                (Some(Balancer::start(product, site).await?), None)
+            }
+            _ => (None, Some(Forwarder::start(listen, &addresses).await?)),
+        };
+        Ok(Self {
             relays: relays.into_iter().map(Mutex::new).collect(),
             agents: Vec::new(),
             proxies: Vec::new(),
+            users: Vec::new(),
+            agent_links: Vec::new(),
+            proxy_links: Vec::new(),
+            size,
+            listen,
             _balancer: balancer,
+            _forwarder: forwarder,
             client_arguments,
             database: Mutex::new(database),
             upstream,
             dir,
-        };
-        fleet.people_and_clusters(size).await?;
-        Ok(fleet)
+        })
     }
 
-    async fn people_and_clusters(&mut self, size: Size) -> Result<()> {
-        let arguments = self.client_arguments.clone();
-        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-        let path = self.dir.path();
-        let relay = self.relays.first().context("a fleet has a relay")?;
-        let relay = relay.lock().await;
-        for number in 0..size.agents {
+    /// Enrols the clusters' agents and waits until each is connected.
+    async fn clusters(&mut self) -> Result<()> {
+        for number in 0..self.size.agents {
             let name = cluster_name(number);
-            let token = relay.token(&["--cluster", &name]).await?;
-            let kubeconfig = self.upstream.kubeconfig();
-            self.agents
-                .push(Agent::start(path, &name, &token, kubeconfig, &arguments).await?);
+            let token = self.token(&["--cluster", &name]).await?;
+            let arguments = self.arguments(self.agent_links.get(number));
+            let agent = self
+                .agent(self.dir.path(), &name, &token, &arguments)
+                .await?;
+            self.agents.push(Mutex::new(agent));
         }
-        try_join_all(self.agents.iter().map(Agent::connected)).await?;
-        for number in 0..size.proxies {
-            let name = format!("user-{number}");
-            let group = self.upstream.group();
-            let token = relay.token(&["--user", &name, "--group", group]).await?;
-            let user = User::login(path, &name, &token, &arguments).await?;
-            let clusters: Vec<String> = clusters_of(number, size.agents);
+        try_join_all(
+            self.agents
+                .iter()
+                .map(async |agent| agent.lock().await.connected().await),
+        )
+        .await
+        .map(drop)
+    }
+
+    async fn agent(
+        &self,
+        dir: &Path,
+        name: &str,
+        token: &str,
+        arguments: &[String],
+    ) -> Result<Agent> {
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        Agent::start(dir, name, token, self.upstream.kubeconfig(), &arguments).await
+    }
+
+    /// Signs the users in and starts their proxies.
+    async fn people(&mut self) -> Result<()> {
+        for number in 0..self.size.proxies {
+            let name = user_name(number);
+            let who = ["--user", &name, "--group", self.upstream.group()];
+            let token = self.token(&who).await?;
+            let link = self.proxy_links.get(number);
+            let arguments = self.arguments(link);
+            let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+            let user = User::login(self.dir.path(), &name, &token, &arguments).await?;
+            let clusters = clusters_of(number, self.size.agents);
+            let clusters: Vec<String> = clusters.into_iter().map(cluster_name).collect();
             let clusters: Vec<&str> = clusters.iter().map(String::as_str).collect();
-            self.proxies
-                .push(Proxy::start(&user, &clusters, &[]).await?);
+            let url = link.map(Link::url).unwrap_or_default();
+            let way: &[&str] = match link {
+                Some(_) => &["--proxy", &url],
+                None => &[],
+            };
+            let proxy = Proxy::start(&user, &clusters, way).await?;
+            self.proxies.push(Mutex::new(proxy));
+            self.users.push(user);
         }
         Ok(())
+    }
+
+    /// What an agent, and a login, behind that link are told.
+    fn arguments(&self, link: Option<&Link>) -> Vec<String> {
+        let mut all = self.client_arguments.clone();
+        if let Some(link) = link {
+            all.extend(["--proxy".into(), link.url()]);
+        }
+        all
+    }
+
+    pub fn size(&self) -> Size {
+        self.size
+    }
+
+    /// Stops all local proxies.
+    pub async fn stop_people(&self) -> Result<()> {
+        let stop = async |proxy: &Mutex<Proxy>| {
+            let ended = proxy.lock().await.process.stop(PATIENCE).await?;
+            ensure!(ended.success(), "a proxy ended with {ended}");
+            anyhow::Ok(())
+        };
+        try_join_all(self.proxies.iter().map(stop)).await.map(drop)
+    }
+
+    /// Starts them again.
+    pub async fn start_people(&self) -> Result<()> {
+        let start = async |proxy: &Mutex<Proxy>| proxy.lock().await.restart().await;
+        try_join_all(self.proxies.iter().map(start)).await.map(drop)
+    }
+
+    async fn token(&self, arguments: &[&str]) -> Result<String> {
+        let relay = self.relays.first().context("a fleet has a relay")?;
+        relay.lock().await.token(arguments).await
     }
 
     /// Another agent of that cluster, with an enrolment of its own.
     pub async fn replica(&self, number: usize) -> Result<Agent> {
         let name = cluster_name(number);
-        let relay = self.relays.first().context("a fleet has a relay")?;
-        let token = relay.lock().await.token(&["--cluster", &name]).await?;
-        let arguments: Vec<&str> = self.client_arguments.iter().map(String::as_str).collect();
+        let token = self.token(&["--cluster", &name]).await?;
         let home = self.dir.path().join("replica");
-        let kubeconfig = self.upstream.kubeconfig();
-        let agent = Agent::start(&home, &name, &token, kubeconfig, &arguments).await?;
+        let arguments = self.arguments(None);
+        let agent = self.agent(&home, &name, &token, &arguments).await?;
         agent.connected().await?;
         Ok(agent)
     }
 
     /// The users, by number, that have that cluster.
     pub fn users_of(&self, cluster: usize) -> Vec<usize> {
-        let name = cluster_name(cluster);
         (0..self.proxies.len())
-            .filter(|user| clusters_of(*user, self.agents.len()).contains(&name))
+            .filter(|user| clusters_of(*user, self.agents.len()).contains(&cluster))
             .collect()
     }
 
     /// kubectl of that user, before that cluster.
-    pub fn kubectl(&self, user: usize, cluster: usize) -> Result<Kubectl> {
+    pub async fn kubectl(&self, user: usize, cluster: usize) -> Result<Kubectl> {
         let proxy = self.proxies.get(user).context("no such user")?;
+        self.kubectl_at(&*proxy.lock().await, cluster)
+    }
+
+    /// kubectl by way of that proxy, before that cluster.
+    pub fn kubectl_at(&self, proxy: &Proxy, cluster: usize) -> Result<Kubectl> {
         let newest = tools::newest_kubectl()?;
         let context = format!("throwline-{}", cluster_name(cluster));
         Ok(Kubectl::new(&newest, &proxy.kubeconfig, self.dir.path()).context(&context))
@@ -212,9 +329,22 @@ impl Fleet {
 
     /// Waits until every agent is connected to this many different relays.
     pub async fn spread_over(&self, relays: usize, limit: Duration) -> Result<Duration> {
+        let all: Vec<usize> = (0..self.agents.len()).collect();
+        self.these_spread_over(&all, relays, limit).await
+    }
+
+    /// The same for some of them.
+    pub async fn these_spread_over(
+        &self,
+        agents: &[usize],
+        relays: usize,
+        limit: Duration,
+    ) -> Result<Duration> {
         let since = Instant::now();
-        try_join_all(self.agents.iter().map(|agent| async move {
+        let agents = agents.iter().filter_map(|agent| self.agents.get(*agent));
+        try_join_all(agents.map(async |agent| {
             eventually(limit, "an agent is at different relays", || async {
+                let agent = agent.lock().await;
                 let now = metrics::Metrics::of(agent.admin).await?;
                 ensure!(now.has("throwline_agent_relays"), "no such metric");
                 let at = now.sum("throwline_agent_relays", &[]);
@@ -229,241 +359,39 @@ impl Fleet {
 
     pub fn logs(&self) -> String {
         let mut all: Vec<String> = Vec::new();
-        for relay in &self.relays {
-            if let Ok(relay) = relay.try_lock() {
-                all.push(crate::world::tail("relay", &relay.process.log()));
-            }
+        let mut add = |name: &str, log: &str| all.push(crate::world::tail(name, log));
+        for relay in self.relays.iter().filter_map(|relay| relay.try_lock().ok()) {
+            add("relay", &relay.process.log());
         }
-        let agents = self.agents.iter().map(|agent| &agent.process);
-        let proxies = self.proxies.iter().map(|proxy| &proxy.process);
-        for process in agents.chain(proxies) {
-            all.push(crate::world::tail(process.name(), &process.log()));
+        for agent in self.agents.iter().filter_map(|agent| agent.try_lock().ok()) {
+            add(agent.process.name(), &agent.process.log());
+        }
+        for proxy in self
+            .proxies
+            .iter()
+            .filter_map(|proxy| proxy.try_lock().ok())
+        {
+            add(proxy.process.name(), &proxy.process.log());
         }
         all.join("\n----\n")
     }
+}
+
+pub fn relay_name(number: usize) -> String {
+    format!("relay-{number}")
 }
 
 pub fn cluster_name(number: usize) -> String {
     format!("cluster-{number}")
 }
 
+pub fn user_name(number: usize) -> String {
+    format!("user-{number}")
+}
+
 /// Two clusters for each user, so that each cluster has several users.
-fn clusters_of(user: usize, agents: usize) -> Vec<String> {
+pub fn clusters_of(user: usize, agents: usize) -> Vec<usize> {
     let mut numbers = vec![user % agents.max(1), (user + 1) % agents.max(1)];
     numbers.dedup();
-    numbers.into_iter().map(cluster_name).collect()
-}
-
-/// A load on all proxies of a fleet, until it is stopped or dropped.
-pub struct Load {
-    counts: Arc<Counts>,
-    stop: CancellationToken,
-    _stops: DropGuard,
-    tasks: TaskTracker,
-}
-
-#[derive(Default)]
-struct Counts {
-    raw: AtomicU64,
-    kubectl: AtomicU64,
-    failed: StdMutex<Vec<Failed>>,
-    /// For each worker, when its last request succeeded.
-    last_good: StdMutex<Vec<Instant>>,
-}
-
-/// A request that failed.
-#[derive(Debug, Clone)]
-pub struct Failed {
-    pub worker: usize,
-    pub at: Instant,
-    pub why: String,
-}
-
-/// What a load has done.
-#[derive(Debug)]
-pub struct Done {
-    pub raw: u64,
-    pub kubectl: u64,
-    pub failed: Vec<Failed>,
-}
-
-/// Between two requests of one worker: there are many, and one machine.
-const PAUSE: Duration = Duration::from_millis(100);
-/// Requests on one connection, before a new one is made as a new kubectl would.
-const ON_ONE_CONNECTION: usize = 20;
-
-impl Load {
-    /// A worker for each context of each proxy, asking the API server for small things, and one
-    /// that runs kubectl for each of the first `kubectls` proxies.
-    pub fn start(fleet: &Fleet, kubectls: usize) -> Result<Self> {
-        let stop = CancellationToken::new();
-        let tasks = TaskTracker::new();
-        let counts: Arc<Counts> = Arc::default();
-        let mut workers = 0;
-        let mut worker = || {
-            let mut last = lock(&counts.last_good);
-            last.push(Instant::now());
-            workers += 1;
-            workers - 1
-        };
-        for (number, proxy) in fleet.proxies.iter().enumerate() {
-            let clusters = clusters_of(number, fleet.agents.len());
-            for cluster in &clusters {
-                let target = Target::read(&proxy.kubeconfig, &format!("throwline-{cluster}"))?;
-                let work = ask_raw(Arc::clone(&counts), worker(), target, stop.clone());
-                tasks.spawn(work);
-            }
-            if number < kubectls {
-                let kubectl = fleet.kubectl(number, number % fleet.agents.len())?;
-                let work = ask_kubectl(Arc::clone(&counts), worker(), kubectl, stop.clone());
-                tasks.spawn(work);
-            }
-        }
-        tasks.close();
-        Ok(Self {
-            counts,
-            _stops: stop.clone().drop_guard(),
-            stop,
-            tasks,
-        })
-    }
-
-    /// Waits until every worker has succeeded after now; says how long the slowest took.
-    pub async fn all_succeed(&self, limit: Duration) -> Result<Duration> {
-        let from = Instant::now();
-        eventually(limit, "every worker succeeds again", || async {
-            let last = lock(&self.counts.last_good);
-            let waiting = last.iter().filter(|good| **good <= from).count();
-            ensure!(waiting == 0, "{waiting} workers have not succeeded");
-            Ok(())
-        })
-        .await?;
-        let last_failure = lock(&self.counts.failed)
-            .iter()
-            .filter(|failed| failed.at >= from)
-            .map(|failed| failed.at - from)
-            .max();
-        Ok(last_failure.unwrap_or_default())
-    }
-
-    pub fn failures(&self) -> Vec<Failed> {
-        lock(&self.counts.failed).clone()
-    }
-
-    /// Lets what is under way end, and tells what was done.
-    pub async fn stop(self) -> Result<Done> {
-        self.stop.cancel();
-        if tokio::time::timeout(PATIENCE, self.tasks.wait())
-            .await
-            .is_err()
-        {
-            bail!("a request of the load does not end");
-        }
-        Ok(Done {
-            raw: self.counts.raw.load(Ordering::Relaxed),
-            kubectl: self.counts.kubectl.load(Ordering::Relaxed),
-            failed: self.failures(),
-        })
-    }
-}
-
-impl Counts {
-    fn note(&self, worker: usize, outcome: Result<()>, of: &AtomicU64) {
-        of.fetch_add(1, Ordering::Relaxed);
-        match outcome {
-            Ok(()) => {
-                if let Some(last) = lock(&self.last_good).get_mut(worker) {
-                    *last = Instant::now();
-                }
-            }
-            Err(error) => lock(&self.failed).push(Failed {
-                worker,
-                at: Instant::now(),
-                why: format!("{error:#}"),
-            }),
-        }
-    }
-}
-
-async fn ask_raw(counts: Arc<Counts>, worker: usize, target: Target, stop: CancellationToken) {
-    let mut connection: Option<(http1::SendRequest<Empty<Bytes>>, usize)> = None;
-    while !stop.is_cancelled() {
-        let asked = async {
-            let (sender, left) = match connection.take() {
-                Some((sender, left)) if left > 0 && !sender.is_closed() => (sender, left),
-                _ => (connect(&target).await?, ON_ONE_CONNECTION),
-            };
-            connection = Some((get(sender, &target).await?, left - 1));
-            Ok(())
-        };
-        let outcome = match tokio::time::timeout(PATIENCE, asked).await {
-            Ok(outcome) => outcome,
-            Err(_) => Err(anyhow::anyhow!("no answer within {PATIENCE:?}")),
-        };
-        counts.note(worker, outcome, &counts.raw);
-        tokio::time::sleep(PAUSE).await;
-    }
-}
-
-async fn connect(target: &Target) -> Result<http1::SendRequest<Empty<Bytes>>> {
-    let stream = target.connect(&[b"http/1.1"]).await?;
-    let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    // It ends with its sender.
-    tokio::spawn(connection);
-    Ok(sender)
-}
-
-async fn get(
-    mut sender: http1::SendRequest<Empty<Bytes>>,
-    target: &Target,
-) -> Result<http1::SendRequest<Empty<Bytes>>> {
-    let request = http::Request::get(format!("{}/api/v1/namespaces/default", target.prefix))
-        .header(http::header::HOST, &target.address)
-        .body(Empty::new())?;
-    sender.ready().await?;
-    let response = sender.send_request(request).await?;
-    let status = response.status();
-    let body = response.into_body().collect().await?.to_bytes();
-    let text = String::from_utf8_lossy(&body);
-    ensure!(status == 200, "{status}: {text}");
-    ensure!(text.contains("\"Namespace\""), "not whole: {text}");
-    Ok(sender)
-}
-
-async fn ask_kubectl(
-    counts: Arc<Counts>,
-    worker: usize,
-    kubectl: Kubectl,
-    stop: CancellationToken,
-) {
-    while !stop.is_cancelled() {
-        let outcome = kubectl.ok(&["get", "namespaces"]).await.map(drop);
-        counts.note(worker, outcome, &counts.kubectl);
-        tokio::time::sleep(PAUSE).await;
-    }
-}
-
-fn lock<T>(mutex: &StdMutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Done {
-    /// One line, for people.
-    pub fn line(&self) -> String {
-        let failed = self.failed.len();
-        let (raw, kubectl) = (self.raw, self.kubectl);
-        format!("requests={raw} kubectl={kubectl} failed={failed}")
-    }
-
-    /// Fails with the first few failures, if there are any.
-    pub fn none_failed(&self) -> Result<()> {
-        let some: Vec<&str> = self
-            .failed
-            .iter()
-            .take(5)
-            .map(|one| one.why.as_str())
-            .collect();
-        ensure!(some.is_empty(), "{}:\n{}", self.line(), some.join("\n"));
-        Ok(())
-    }
+    numbers
 }

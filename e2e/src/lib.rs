@@ -11,10 +11,15 @@
 pub mod backend;
 pub mod balancer;
 pub mod client;
+pub mod excuse;
+pub mod faults;
 pub mod fleet;
 pub mod forwarder;
 pub mod hostile;
 pub mod kubectl;
+pub mod leftovers;
+pub mod link;
+pub mod load;
 pub mod metrics;
 pub mod nginx;
 pub mod pki;

@@ -1,6 +1,6 @@
 //! A set of relays that are replaced and killed under load: requests go on.
 //!
-//! The size is small by default, and the balancer HAProxy; `cargo xtask soak` tells the same
+//! The size is small by default, and the balancer HAProxy; `cargo xtask fleet` tells the same
 //! stories with many clusters and users behind each balancer.
 
 use std::process::{ExitCode, Stdio};
@@ -9,14 +9,17 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use futures::future::{BoxFuture, FutureExt};
-use throwline_e2e::fleet::{Fleet, Front, Load, Size};
+use throwline_e2e::fleet::{Fleet, Front, Size};
+use throwline_e2e::load::Load;
 use throwline_e2e::pod::{self, Pod};
-use throwline_e2e::{Agent, Stage, Suite, contains, eventually, metrics, unique};
+use throwline_e2e::{Agent, Stage, Suite, User, contains, eventually, metrics, unique};
 use tokio::io::AsyncWriteExt;
 use tokio::process::Child;
 
 /// How long a thing may take that is there to be waited for.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// The promise: `throwline clusters` knows of a lost carrier within this, where TCP tells.
+const KNOWN: Duration = Duration::from_secs(2);
 /// The promise: agents are back at two relays within this.
 const BACK: Duration = Duration::from_secs(30);
 /// The promise: whoever came through a relay that died succeeds again within this.
@@ -36,6 +39,11 @@ fn main() -> ExitCode {
             "a_replica_that_dies_takes_its_own_lines_only",
             minutes(3),
             a_replica_dies,
+        )
+        .alone(
+            "clusters_tells_the_truth_in_time",
+            minutes(3),
+            clusters_tells_the_truth,
         )
         .alone(
             "a_drained_relay_ends_when_all_have_moved",
@@ -103,7 +111,7 @@ async fn a_replica_dies(stage: Arc<Stages>) -> Result<()> {
     const EXECS: usize = 8;
     let fleet = &stage.0;
     let replica = fleet.replica(0).await?;
-    let first = &fleet.agents[0];
+    let first = fleet.agents[0].lock().await;
     let namespace = unique("throwline-e2e-");
     let admin = fleet.upstream.admin()?;
     admin.ok(&["create", "namespace", &namespace]).await?;
@@ -117,9 +125,8 @@ async fn a_replica_dies(stage: Arc<Stages>) -> Result<()> {
     let mut execs: Vec<Child> = Vec::new();
     for number in 0..EXECS {
         let users = fleet.users_of(0);
-        let kubectl = fleet
-            .kubectl(users[number % users.len()], 0)?
-            .namespace(&namespace);
+        let kubectl = fleet.kubectl(users[number % users.len()], 0).await?;
+        let kubectl = kubectl.namespace(&namespace);
         let script = [
             "exec",
             "-i",
@@ -134,7 +141,7 @@ async fn a_replica_dies(stage: Arc<Stages>) -> Result<()> {
         execs.push(exec.kill_on_drop(true).spawn()?);
     }
     let (of_first, of_replica) = eventually(PATIENCE, "all are open", || async {
-        let both = (upgrades(first).await?, upgrades(&replica).await?);
+        let both = (upgrades(&first).await?, upgrades(&replica).await?);
         ensure!(both.0 + both.1 == EXECS as f64, "{both:?}");
         Ok(both)
     })
@@ -155,16 +162,53 @@ async fn a_replica_dies(stage: Arc<Stages>) -> Result<()> {
     }
     ensure!(whole == of_first, "{whole} of {of_first} went on");
     fleet
-        .kubectl(fleet.users_of(0)[0], 0)?
+        .kubectl(fleet.users_of(0)[0], 0)
+        .await?
         .ok(&["get", "namespaces"])
         .await?;
     pod.remove().await
 }
 
+/// Where TCP tells of an agent's end, every relay knows within two seconds, and of its return.
+async fn clusters_tells_the_truth(stage: Arc<Stages>) -> Result<()> {
+    let fleet = &stage.0;
+    let connected = async |user: &User| {
+        let listed = user.clusters().await?;
+        let mut all = listed.as_array().context("no list")?.iter();
+        let entry = all.find(|entry| entry["name"] == "cluster-0");
+        let entry = entry.with_context(|| format!("{listed}"))?;
+        entry["connected"].as_bool().context("not said")
+    };
+    let mut agent = fleet.agents[0].lock().await;
+    let mut slowest = Duration::ZERO;
+    // Each asks the relay to which the balancer leads it, and there are as many as relays.
+    for user in fleet.users.iter().take(fleet.relays.len()) {
+        ensure!(connected(user).await?, "it is not connected");
+        agent.process.kill().await?;
+        let killed = Instant::now();
+        eventually(PATIENCE, "it is known", || async {
+            ensure!(!connected(user).await?, "it is still connected");
+            Ok(())
+        })
+        .await?;
+        slowest = slowest.max(killed.elapsed());
+        agent.restart().await?;
+        eventually(KNOWN, "its return is known", || async {
+            ensure!(connected(user).await?, "it is not connected");
+            Ok(())
+        })
+        .await?;
+    }
+    println!("  the end of an agent was told after {slowest:?}");
+    ensure!(slowest <= KNOWN, "it took {slowest:?}");
+    drop(agent);
+    fleet.spread_over(2, BACK).await.map(drop)
+}
+
 /// `POST /drain`: unready at once, empty soon, ended by itself.
 async fn a_drained_relay_ends(stage: Arc<Stages>) -> Result<()> {
     let fleet = &stage.0;
-    let load = Load::start(fleet, 1)?;
+    let load = Load::start(fleet, 1).await?;
     load.all_succeed(PATIENCE).await?;
     let mut relay = fleet.relays[0].lock().await;
     let began = Instant::now();
@@ -191,7 +235,7 @@ async fn a_drained_relay_ends(stage: Arc<Stages>) -> Result<()> {
 /// Case 24: what goes on goes on, and all is well by itself when the database is back.
 async fn the_database_is_away(stage: Arc<Stages>) -> Result<()> {
     let fleet = &stage.0;
-    let load = Load::start(fleet, KUBECTLS)?;
+    let load = Load::start(fleet, KUBECTLS).await?;
     load.all_succeed(PATIENCE).await?;
     let mut database = fleet.database.lock().await;
     let address = database.address();
@@ -226,7 +270,7 @@ fn outage() -> Duration {
 async fn a_rolling_restart(stage: Arc<Stages>) -> Result<()> {
     let fleet = &stage.0;
     fleet.spread_over(2, BACK).await?;
-    let load = Load::start(fleet, KUBECTLS)?;
+    let load = Load::start(fleet, KUBECTLS).await?;
     load.all_succeed(PATIENCE).await?;
     for relay in &fleet.relays {
         let mut relay = relay.lock().await;
@@ -251,7 +295,7 @@ async fn a_rolling_restart(stage: Arc<Stages>) -> Result<()> {
 async fn a_killed_relay(stage: Arc<Stages>) -> Result<()> {
     let fleet = &stage.0;
     fleet.spread_over(2, BACK).await?;
-    let load = Load::start(fleet, KUBECTLS)?;
+    let load = Load::start(fleet, KUBECTLS).await?;
     load.all_succeed(PATIENCE).await?;
     let before = load.failures().len();
     ensure!(before == 0, "{before} failures before anything happened");

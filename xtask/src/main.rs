@@ -22,7 +22,11 @@ Commands:
   fuzz [TARGET] [--fuzz-seconds N]
                             the fuzz targets on the kept corpus, two at once
   bench [ARGS]              the side-by-side measurements, optimised
-  soak [--agents N] [--proxies N] [--front FRONT]
+  soak [--minutes N] [--seed N] [--relays N] [--agents N] [--proxies N] [--front FRONT]
+                            10 min of random kills, drains, cut links and slow readers under
+                            load, of 3 relays, 30 agents and 20 proxies; then counts what
+                            failed without excuse and what is left over
+  fleet [--agents N] [--proxies N] [--front FRONT]
                             the stories of three relays that are drained and killed under
                             load, with 30 agents and 20 proxies if not told otherwise, behind
                             HAProxy, nginx and Envoy (FRONT: one of them, as nginx-terminate)
@@ -71,6 +75,7 @@ fn dispatch() -> Result<ExitCode> {
         "e2e" => steps::e2e(&root, &arguments),
         "fuzz" => steps::fuzz(&root, &arguments, per_target),
         "bench" => steps::bench(&root, &arguments),
+        "fleet" => steps::fleet(&root, &arguments),
         "soak" => steps::soak(&root, &arguments),
         "storm" => steps::storm(&root, &arguments),
         "help" | "--help" | "-h" => {

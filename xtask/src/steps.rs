@@ -136,8 +136,8 @@ pub(crate) fn bench(root: &Path, arguments: &[String]) -> Result<ExitCode> {
     exit(good)
 }
 
-/// The size of a soak by its flags, as the stories' environment names it.
-const SOAK: [(&str, &str, &str); 2] = [
+/// The size of a fleet by its flags, as the stories' environment names it.
+const FLEET: [(&str, &str, &str); 2] = [
     ("--agents", "THROWLINE_E2E_AGENTS", "30"),
     ("--proxies", "THROWLINE_E2E_PROXIES", "20"),
 ];
@@ -145,14 +145,15 @@ const SOAK: [(&str, &str, &str); 2] = [
 /// Each balancer once, and both ways of TLS.
 const FRONTS: [&str; 3] = ["haproxy-passthrough", "nginx-terminate", "envoy-terminate"];
 
-pub(crate) fn soak(root: &Path, arguments: &[String]) -> Result<ExitCode> {
-    let mut sizes = SOAK.map(|(_, _, default)| default);
+/// The stories of a fleet in full size and with a long outage, behind each balancer.
+pub(crate) fn fleet(root: &Path, arguments: &[String]) -> Result<ExitCode> {
+    let mut sizes = FLEET.map(|(_, _, default)| default);
     let mut fronts = FRONTS.to_vec();
     for pair in arguments.chunks(2) {
         let [flag, value] = pair else {
             bail!("{} needs a value", pair.join(" "));
         };
-        let known = SOAK.iter().position(|(name, _, _)| name == flag);
+        let known = FLEET.iter().position(|(name, _, _)| name == flag);
         match (known, value.parse::<usize>()) {
             (Some(at), Ok(1..)) => sizes[at] = value,
             _ if flag == "--front" => fronts = vec![value],
@@ -168,12 +169,35 @@ pub(crate) fn soak(root: &Path, arguments: &[String]) -> Result<ExitCode> {
         command.args(["test", "--workspace", "--test", "story_fleet"]);
         command.env("THROWLINE_E2E_FRONT", front);
         command.env("THROWLINE_E2E_OUTAGE", "60");
-        for ((_, variable, _), size) in SOAK.iter().zip(sizes) {
+        for ((_, variable, _), size) in FLEET.iter().zip(sizes) {
             command.env(variable, size);
         }
         good &= run::shown(&mut command)?;
     }
     exit(good)
+}
+
+/// Random faults under load. As the stories are built, so that nothing is compiled twice.
+pub(crate) fn soak(root: &Path, arguments: &[String]) -> Result<ExitCode> {
+    tools::install(root)?.print();
+    let mut build = run::cargo(root);
+    build.args([
+        "build",
+        "--workspace",
+        "--bin",
+        "throwline",
+        "--bin",
+        "soak",
+    ]);
+    if !run::shown(&mut build)? {
+        return exit(false);
+    }
+    let mut soak = std::process::Command::new(root.join("target/debug/soak"));
+    soak.args(arguments)
+        .env("THROWLINE_BIN", root.join("target/debug/throwline"))
+        // What relays carry is read from their logs; of the others, what an operator would see.
+        .env("THROWLINE_LOG", "info,throwline_relay=debug");
+    exit(run::shown(&mut soak)?)
 }
 
 /// A measurement, so optimised.
