@@ -1,21 +1,20 @@
 //! What is done to a fleet: kills, restarts, cut links, readers that do not read, a database that
-//! is away. Each does its harm, undoes it, and says what it excuses (see [`crate::excuse`]).
+//! is away. Each piece does its harm and undoes it; [`Fault`] is any of them, to be drawn and told.
+
+mod fault;
 
 use std::collections::BTreeSet;
-use std::fmt;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use futures::future::try_join_all;
-use rand::Rng;
-use rand::rngs::StdRng;
-use rand::seq::IndexedRandom;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+pub use self::fault::Fault;
 use crate::client::Target;
 use crate::eventually;
 use crate::excuse::{Carried, Excuses, Whose};
-use crate::fleet::{Fleet, Size, cluster_name, clusters_of, relay_name, user_name};
+use crate::fleet::{Fleet, cluster_name, clusters_of, relay_name, user_name};
 use crate::link::State;
 use crate::load::Way;
 use crate::metrics;
@@ -39,240 +38,9 @@ pub enum Asked {
     Post,
 }
 
-/// One fault, with whom it hits and how long it lasts.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Fault {
-    KillRelay {
-        relay: usize,
-        down: Duration,
-    },
-    DrainRelay {
-        relay: usize,
-        asked: Asked,
-    },
-    RollingRestart,
-    KillAgent {
-        agent: usize,
-        down: Duration,
-    },
-    KillProxy {
-        proxy: usize,
-        down: Duration,
-    },
-    CutAgent {
-        agent: usize,
-        state: State,
-        lasts: Duration,
-    },
-    CutProxy {
-        proxy: usize,
-        state: State,
-        lasts: Duration,
-    },
-    SlowReaders {
-        proxy: usize,
-        readers: usize,
-        lasts: Duration,
-    },
-    DatabaseAway {
-        lasts: Duration,
-    },
-}
-
 /// What slow readers ask for: more than any window on the way.
 pub const LARGE: &str = "large";
 const LARGE_BYTES: usize = 900 * 1024;
-
-impl Fault {
-    /// Draws one at random. Relays go most often: they are what is promised about.
-    pub fn draw(rng: &mut StdRng, size: Size) -> Self {
-        let seconds =
-            |rng: &mut StdRng, from: u64, to: u64| Duration::from_secs(rng.random_range(from..=to));
-        let relay = rng.random_range(0..size.relays);
-        let agent = rng.random_range(0..size.agents);
-        let proxy = rng.random_range(0..size.proxies);
-        let state = *[State::Silent, State::Closed]
-            .choose(rng)
-            .unwrap_or(&State::Silent);
-        match rng.random_range(0..20) {
-            0..=3 => Self::KillRelay {
-                relay,
-                down: seconds(rng, 1, 10),
-            },
-            4..=6 => {
-                let asked = *[Asked::Signal, Asked::Post]
-                    .choose(rng)
-                    .unwrap_or(&Asked::Post);
-                Self::DrainRelay { relay, asked }
-            }
-            7 => Self::RollingRestart,
-            8..=9 => Self::KillAgent {
-                agent,
-                down: seconds(rng, 0, 5),
-            },
-            10..=11 => Self::KillProxy {
-                proxy,
-                down: seconds(rng, 0, 5),
-            },
-            12..=13 => Self::CutAgent {
-                agent,
-                state,
-                lasts: seconds(rng, 1, 75),
-            },
-            14..=15 => Self::CutProxy {
-                proxy,
-                state,
-                lasts: seconds(rng, 1, 75),
-            },
-            16..=18 => Self::SlowReaders {
-                proxy,
-                readers: rng.random_range(5..=40),
-                lasts: seconds(rng, 5, 30),
-            },
-            _ => Self::DatabaseAway {
-                lasts: seconds(rng, 2, 20),
-            },
-        }
-    }
-
-    /// Whether it takes a relay, or what relays need to begin: one such at a time, for an agent is
-    /// at two relays and a request at two of three.
-    pub fn is_of_relays(&self) -> bool {
-        matches!(
-            self,
-            Self::KillRelay { .. }
-                | Self::DrainRelay { .. }
-                | Self::RollingRestart
-                | Self::DatabaseAway { .. }
-        )
-    }
-
-    /// Which client is hit: two faults of one client at once would be one fault.
-    pub fn client(&self) -> Option<(&'static str, usize)> {
-        match self {
-            Self::KillAgent { agent, .. } | Self::CutAgent { agent, .. } => Some(("agent", *agent)),
-            Self::KillProxy { proxy, .. } | Self::CutProxy { proxy, .. } => Some(("proxy", *proxy)),
-            _ => None,
-        }
-    }
-
-    /// Does it and undoes it. What a promise says of it is checked by who calls, but that what was
-    /// harmed is back in time.
-    /// The agents `away` are hit by something else, and are not waited for.
-    pub async fn make(&self, fleet: &Fleet, excuses: &Excuses, away: &[usize]) -> Result<()> {
-        let name = self.to_string();
-        match *self {
-            Self::KillRelay { relay, down } => {
-                kill_relay(fleet, relay, down, &name, excuses, away).await
-            }
-            Self::DrainRelay { relay, asked } => drain_relay(fleet, relay, asked).await.map(drop),
-            Self::RollingRestart => rolling_restart(fleet, away).await,
-            Self::KillAgent { agent, down } => {
-                let excuse = excuses.begin(&name, Whose::Cluster(agent));
-                let back = restart_agent(fleet, agent, down).await;
-                excuses.end(excuse, AGAIN);
-                back
-            }
-            Self::KillProxy { proxy, down } => {
-                let excuse = excuses.begin(&name, Whose::User(proxy));
-                let back = restart_proxy(fleet, proxy, down).await;
-                excuses.end(excuse, AGAIN);
-                back
-            }
-            Self::CutAgent {
-                agent,
-                state,
-                lasts,
-            } => {
-                let excuse = excuses.begin(&name, Whose::Cluster(agent));
-                let back = cut_agent(fleet, agent, state, lasts).await;
-                excuses.end(excuse, AGAIN);
-                back
-            }
-            Self::CutProxy {
-                proxy,
-                state,
-                lasts,
-            } => {
-                let link = fleet.proxy_links.get(proxy).context("no such link")?;
-                let excuse = excuses.begin(&name, Whose::User(proxy));
-                link.set(state);
-                tokio::time::sleep(lasts).await;
-                link.set(State::Whole);
-                excuses.end(excuse, FOUND);
-                Ok(())
-            }
-            Self::SlowReaders {
-                proxy,
-                readers,
-                lasts,
-            } => slow_readers(fleet, proxy, readers, lasts).await,
-            Self::DatabaseAway { lasts } => database_away(fleet, lasts).await,
-        }
-    }
-}
-
-impl fmt::Display for Fault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::KillRelay { relay, down } => {
-                write!(f, "kill -9 of {}, down for {down:?}", relay_name(*relay))
-            }
-            Self::DrainRelay { relay, asked } => {
-                let by = match asked {
-                    Asked::Signal => "SIGTERM",
-                    Asked::Post => "POST /drain",
-                };
-                write!(f, "drain of {} by {by}", relay_name(*relay))
-            }
-            Self::RollingRestart => f.write_str("rolling restart of all relays"),
-            Self::KillAgent { agent, down } => {
-                write!(
-                    f,
-                    "kill -9 of the agent of {}, down for {down:?}",
-                    cluster_name(*agent)
-                )
-            }
-            Self::KillProxy { proxy, down } => {
-                write!(
-                    f,
-                    "kill -9 of the proxy of {}, down for {down:?}",
-                    user_name(*proxy)
-                )
-            }
-            Self::CutAgent {
-                agent,
-                state,
-                lasts,
-            } => {
-                write!(
-                    f,
-                    "link of {} {state:?} for {lasts:?}",
-                    cluster_name(*agent)
-                )
-            }
-            Self::CutProxy {
-                proxy,
-                state,
-                lasts,
-            } => {
-                write!(f, "link of {} {state:?} for {lasts:?}", user_name(*proxy))
-            }
-            Self::SlowReaders {
-                proxy,
-                readers,
-                lasts,
-            } => {
-                write!(
-                    f,
-                    "{readers} slow readers of {} for {lasts:?}",
-                    user_name(*proxy)
-                )
-            }
-            Self::DatabaseAway { lasts } => write!(f, "PostgreSQL away for {lasts:?}"),
-        }
-    }
-}
 
 /// Who goes over that relay now: the users with a carrier there, and those whose own relay leads
 /// their lines to agents there.
@@ -369,7 +137,8 @@ pub async fn rolling_restart(fleet: &Fleet, away: &[usize]) -> Result<()> {
     Ok(())
 }
 
-async fn restart_agent(fleet: &Fleet, number: usize, down: Duration) -> Result<()> {
+/// kill -9, and the same agent again after a while; waits until it is at two relays.
+pub async fn restart_agent(fleet: &Fleet, number: usize, down: Duration) -> Result<()> {
     let mut agent = fleet
         .agents
         .get(number)
@@ -386,7 +155,8 @@ async fn restart_agent(fleet: &Fleet, number: usize, down: Duration) -> Result<(
         .map(drop)
 }
 
-async fn restart_proxy(fleet: &Fleet, number: usize, down: Duration) -> Result<()> {
+/// kill -9, and the same local proxy again after a while.
+pub async fn restart_proxy(fleet: &Fleet, number: usize, down: Duration) -> Result<()> {
     let mut proxy = fleet
         .proxies
         .get(number)
@@ -398,8 +168,8 @@ async fn restart_proxy(fleet: &Fleet, number: usize, down: Duration) -> Result<(
     proxy.restart().await
 }
 
-/// Waits for the agent afterwards.
-async fn cut_agent(fleet: &Fleet, number: usize, state: State, lasts: Duration) -> Result<()> {
+/// Cuts an agent's link for a while, and waits until it is at two relays again.
+pub async fn cut_agent(fleet: &Fleet, number: usize, state: State, lasts: Duration) -> Result<()> {
     let link = fleet.agent_links.get(number).context("no such link")?;
     link.set(state);
     tokio::time::sleep(lasts).await;
@@ -408,6 +178,15 @@ async fn cut_agent(fleet: &Fleet, number: usize, state: State, lasts: Duration) 
         .these_spread_over(&[number], 2, PATIENCE)
         .await
         .map(drop)
+}
+
+/// Cuts the link of a local proxy for a while.
+pub async fn cut_proxy(fleet: &Fleet, number: usize, state: State, lasts: Duration) -> Result<()> {
+    let link = fleet.proxy_links.get(number).context("no such link")?;
+    link.set(state);
+    tokio::time::sleep(lasts).await;
+    link.set(State::Whole);
+    Ok(())
 }
 
 /// Makes what [`slow_readers`] read.
@@ -471,7 +250,8 @@ pub async fn slow_readers(
     Ok(())
 }
 
-async fn database_away(fleet: &Fleet, lasts: Duration) -> Result<()> {
+/// A crash of PostgreSQL, and its return; waits until all relays are at it again.
+pub async fn database_away(fleet: &Fleet, lasts: Duration) -> Result<()> {
     let mut database = fleet.database.lock().await;
     let address = database.address();
     database.stop().await?;
@@ -488,29 +268,4 @@ async fn database_away(fleet: &Fleet, lasts: Duration) -> Result<()> {
         .await?;
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use rand::SeedableRng;
-
-    #[test]
-    fn a_seed_draws_the_same_faults_and_every_kind_is_drawn() {
-        let size = Size {
-            relays: 3,
-            agents: 30,
-            proxies: 20,
-        };
-        let draw = |seed| -> Vec<Fault> {
-            let mut rng = StdRng::seed_from_u64(seed);
-            (0..400).map(|_| Fault::draw(&mut rng, size)).collect()
-        };
-        let faults = draw(7);
-        assert_eq!(faults, draw(7));
-        assert_ne!(faults, draw(8));
-        let kinds: std::collections::HashSet<_> =
-            faults.iter().map(std::mem::discriminant).collect();
-        assert_eq!(kinds.len(), 9);
-    }
 }

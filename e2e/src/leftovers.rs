@@ -20,8 +20,9 @@ use crate::postgres::OWNER;
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Census(BTreeMap<String, f64>);
 
-/// Tasks that a relay has for a carrier between relays, both ends together.
-const TASKS_OF_A_PEER: f64 = 8.0;
+/// Tasks of a carrier between relays: its driver at each end, one that serves it where it was
+/// accepted, and one that keeps it where it was dialled.
+const TASKS_OF_A_PEER: f64 = 4.0;
 
 impl Census {
     /// Each local proxy, while no request is made.
