@@ -93,10 +93,8 @@ impl Link {
 /// Either end may be cut, or be closed by the link; that is the connection's end.
 async fn serve(near: TcpStream, to: SocketAddr, now: watch::Receiver<Now>) {
     let mut closed = now.clone();
-    let mut way = Way {
-        born: now.borrow().swallowed,
-        now,
-    };
+    let born = now.borrow().swallowed;
+    let mut way = Way { born, now };
     tokio::select! {
         _ = closed.wait_for(|now| now.state == State::Closed) => {}
         _ = lead(near, to, &mut way) => {}

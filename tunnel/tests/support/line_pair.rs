@@ -8,7 +8,7 @@ use throwline_tunnel::proto::line::{Position, WINDOW};
 
 /// What happens next; numbers are taken modulo what is possible.
 #[derive(Debug, Clone, Copy)]
-pub enum Op {
+pub(crate) enum Op {
     Write {
         side: bool,
         bytes: u32,
@@ -53,7 +53,7 @@ pub enum Op {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Lost {
+pub(crate) enum Lost {
     Nothing,
     Resume,
     Ok,
@@ -63,7 +63,7 @@ pub enum Lost {
 
 impl Op {
     /// Any three numbers are an operation.
-    pub fn of(kind: u8, side: bool, bytes: u32) -> Self {
+    pub(crate) fn of(kind: u8, side: bool, bytes: u32) -> Self {
         match kind % 20 {
             0..=3 => Self::Write { side, bytes },
             4..=6 => Self::Read { side, bytes },
@@ -103,7 +103,7 @@ struct End {
 }
 
 /// 0 is the local proxy, 1 the agent.
-pub struct Pair {
+pub(crate) struct Pair {
     ends: [End; 2],
     wire: Wire,
     epoch: u64,
@@ -132,7 +132,7 @@ impl Default for Pair {
 }
 
 impl Pair {
-    pub fn apply(&mut self, op: Op) {
+    pub(crate) fn apply(&mut self, op: Op) {
         match op {
             Op::Write { side, bytes } => self.write(side.into(), bytes % 80_000),
             Op::Read { side, bytes } => drop(self.read(side.into(), bytes % 80_000 + 1)),
@@ -276,7 +276,7 @@ impl Pair {
     }
 
     /// The network is well again: everything that was written arrives, and both ends.
-    pub fn heal(&mut self) {
+    pub(crate) fn heal(&mut self) {
         for end in &mut self.ends {
             end.machine.finish();
             end.finished = true;
