@@ -30,6 +30,8 @@ pub(crate) enum LineEnd {
     Session(#[source] std::io::Error),
     #[error("the user's certificate was not accepted: {0}")]
     Certificate(#[from] throwline_certs::CheckError),
+    #[error("a new line, where one was to be resumed")]
+    OutOfPlace,
     /// Chance does not do this.
     #[error("there is a line of the same id")]
     Double,
@@ -48,16 +50,23 @@ pub(crate) async fn take(agent: Arc<Agent>, stream: IncomingStream, leaving: Shu
             return stream.refuse(refusal).await;
         }
     };
-    let Ok(_room) = agent.room.clone().try_acquire_owned() else {
+    // Who asks for this very process comes back for a line, whose session has its place.
+    let comes_back = open.agent_instance == agent.instance;
+    let room = agent.room.clone().try_acquire_owned();
+    if room.is_err() && !comes_back {
         agent.count_line("refused");
         let refusal = Refusal::new(
             RefusalCode::Limit,
             "the agent carries as many sessions as it may; try again",
         );
         return stream.refuse(refusal).await;
-    };
+    }
     let taken = match accept(&agent, stream).await {
-        Ok(Accepted::Resume(asked)) => resume(&agent, asked, leaving).await,
+        Ok(Accepted::Resume(asked)) => {
+            drop(room);
+            resume(&agent, asked, leaving).await
+        }
+        Ok(Accepted::New(_)) if room.is_err() => Err(LineEnd::OutOfPlace),
         Ok(Accepted::New(line)) => match set_up(&agent, line).await {
             Ok((session, peer)) => {
                 agent.count_line("session");

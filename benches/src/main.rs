@@ -69,6 +69,11 @@ async fn main() -> anyhow::Result<()> {
                 .await
                 .context("measuring the direct way")?,
         );
+        report.unkept(
+            measure::round(&stack.unkept, &sizes, cpu)
+                .await
+                .context("measuring through the line without resumption")?,
+        );
         report.through(
             measure::round(&stack.through, &sizes, cpu)
                 .await

@@ -6,6 +6,8 @@ use crate::measure::{ROWS, Sample};
 #[derive(Default)]
 pub(crate) struct Report {
     direct: Vec<Sample>,
+    /// Through lines that end with their carrier.
+    unkept: Vec<Sample>,
     through: Vec<Sample>,
 }
 
@@ -14,31 +16,34 @@ impl Report {
         self.direct.extend(samples);
     }
 
+    pub(crate) fn unkept(&mut self, samples: Vec<Sample>) {
+        self.unkept.extend(samples);
+    }
+
     pub(crate) fn through(&mut self, samples: Vec<Sample>) {
         self.through.extend(samples);
     }
 
     pub(crate) fn markdown(&self) -> String {
         let mut text = String::from(
-            "| row | unit | direct | through the line | ratio |\n|---|---|---|---|---|\n",
+            "| row | unit | direct | through the line | ratio | without resumption | with : without |\n\
+             |---|---|---|---|---|---|---|\n",
         );
         for (row, unit, less_is_better) in ROWS {
             let (direct, through) = (values(&self.direct, row), values(&self.through, row));
-            let ratio = median(&through) / median(&direct);
-            let ratio = if ratio.is_finite() {
-                format!("{ratio:.2} ×")
-            } else {
-                "–".to_owned()
-            };
+            let unkept = values(&self.unkept, row);
             let note = if less_is_better {
                 ""
             } else {
                 " (more is better)"
             };
             text.push_str(&format!(
-                "| {row} | {unit}{note} | {} | {} | {ratio} |\n",
+                "| {row} | {unit}{note} | {} | {} | {} | {} | {} |\n",
                 cell(&direct),
-                cell(&through)
+                cell(&through),
+                ratio(&through, &direct),
+                cell(&unkept),
+                ratio(&through, &unkept)
             ));
         }
         text
@@ -60,6 +65,15 @@ fn median(sorted: &[f64]) -> f64 {
         0 => f64::NAN,
         n if n % 2 == 1 => sorted[n / 2],
         n => (sorted[n / 2 - 1] + sorted[n / 2]) / 2.0,
+    }
+}
+
+/// Of the medians.
+fn ratio(one: &[f64], other: &[f64]) -> String {
+    let ratio = median(one) / median(other);
+    match ratio.is_finite() {
+        true => format!("{ratio:.2} ×"),
+        false => "–".to_owned(),
     }
 }
 

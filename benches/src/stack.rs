@@ -18,6 +18,8 @@ const START: Duration = Duration::from_secs(60);
 pub(crate) struct Stack {
     pub(crate) direct: Target,
     pub(crate) through: Target,
+    /// By a local proxy whose lines end with their carrier.
+    pub(crate) unkept: Target,
     parts: Vec<(&'static str, Child)>,
     _dir: tempfile::TempDir,
 }
@@ -166,44 +168,50 @@ impl Stack {
         .await
         .with_context(|| logs(dir.path()))?;
 
-        let user_kubeconfig = at("kubeconfig");
-        let kubeconfig = user_kubeconfig.display().to_string();
-        let port = free_port()?.to_string();
-        parts.push((
-            "local proxy",
-            run(
-                "proxy.log",
-                &[
-                    "proxy",
-                    "bench",
-                    "--state-dir",
-                    &user_state,
-                    "--kubeconfig",
-                    &kubeconfig,
-                    "--port",
-                    &port,
-                ],
-            )?,
-        ));
-        wait_for("the local proxy", || async { user_kubeconfig.exists() })
-            .await
-            .with_context(|| logs(dir.path()))?;
+        let mut ways = Vec::new();
+        for (name, detached) in [("local proxy", "120s"), ("local proxy, unkept", "0s")] {
+            let file = at(&format!("{detached}.kubeconfig"));
+            let kubeconfig = file.display().to_string();
+            let port = free_port()?.to_string();
+            let arguments = [
+                "proxy",
+                "bench",
+                "--state-dir",
+                &user_state,
+                "--kubeconfig",
+                &kubeconfig,
+                "--port",
+                &port,
+                "--detached-life",
+                detached,
+            ];
+            parts.push((name, run(&format!("proxy-{detached}.log"), &arguments)?));
+            wait_for("the local proxy", || async { file.exists() })
+                .await
+                .with_context(|| logs(dir.path()))?;
+            ways.push(through(&file)?);
+        }
+        let [through, unkept]: [Target; 2] = ways
+            .try_into()
+            .map_err(|_| anyhow::anyhow!("there are two ways"))?;
 
         let direct = Target::new("direct", address.addr, "", address.ca_pem.as_bytes(), None)?;
-        let through = through(&user_kubeconfig)?;
         let stack = Self {
             direct,
             through,
+            unkept,
             parts,
             _dir: dir,
         };
-        wait_for("a first answer through the line", || async {
-            match stack.through.connect().await {
-                Ok(mut connection) => connection.get(1).await.is_ok(),
-                Err(_) => false,
-            }
-        })
-        .await?;
+        for way in [&stack.through, &stack.unkept] {
+            wait_for("a first answer through the line", || async {
+                match way.connect().await {
+                    Ok(mut connection) => connection.get(1).await.is_ok(),
+                    Err(_) => false,
+                }
+            })
+            .await?;
+        }
         Ok(stack)
     }
 

@@ -160,6 +160,8 @@ async fn answer(seen: Arc<Seen>, request: Request<Incoming>) -> Result<Response<
     Ok(match path.split('/').nth(2) {
         // /test/bytes/N: N bytes.
         Some("bytes") => respond(StatusCode::OK, endless(number, None)),
+        // /test/numbered/N: N lines of 16 bytes that count.
+        Some("numbered") => respond(StatusCode::OK, numbered(number)),
         // /test/cut/N: promises more, and breaks off after N bytes.
         Some("cut") => respond(StatusCode::OK, endless(u64::MAX, Some(number))),
         // /test/upload: takes all, and says how much it was.
@@ -197,6 +199,22 @@ fn full(text: String) -> Body {
     Full::new(Bytes::from(text))
         .map_err(|never| match never {})
         .boxed()
+}
+
+/// `total` lines, each its own number in 15 hexadecimal digits: what is missing, double or elsewhere
+/// shows.
+fn numbered(total: u64) -> Body {
+    const LINES: u64 = 2048;
+    let pieces = stream::unfold(0u64, move |sent| async move {
+        let end = total.min(sent + LINES);
+        if sent == end {
+            return None;
+        }
+        let text: String = (sent..end).map(|line| format!("{line:015x}\n")).collect();
+        let frame = Frame::data(Bytes::from(text));
+        Some((Ok::<_, std::io::Error>(frame), end))
+    });
+    BodyExt::boxed(StreamBody::new(pieces))
 }
 
 /// `total` bytes in pieces, made as they are taken; with `cut`, an error after so many.

@@ -99,7 +99,7 @@ pub struct Fleet {
     pub proxy_links: Vec<Link>,
     size: Size,
     listen: SocketAddr,
-    _balancer: Option<Balancer>,
+    balancer: Mutex<Option<Balancer>>,
     _forwarder: Option<Forwarder>,
     client_arguments: Vec<String>,
     pub database: Mutex<Postgres>,
@@ -197,7 +197,7 @@ impl Fleet {
             proxy_links: Vec::new(),
             size,
             listen,
-            _balancer: balancer,
+            balancer: Mutex::new(balancer),
             _forwarder: forwarder,
             client_arguments,
             database: Mutex::new(database),
@@ -269,6 +269,15 @@ impl Fleet {
             all.extend(["--proxy".into(), link.url()]);
         }
         all
+    }
+
+    /// kill -9 of the balancer, and the same one again after a while.
+    pub async fn restart_balancer(&self, down: Duration) -> Result<()> {
+        let mut balancer = self.balancer.lock().await;
+        let balancer = balancer.as_mut().context("there is no balancer")?;
+        balancer.kill().await?;
+        tokio::time::sleep(down).await;
+        balancer.restart().await
     }
 
     pub fn size(&self) -> Size {

@@ -462,6 +462,7 @@ impl Work {
         let admin = self.admin()?;
         let namespace = unique("many-");
         admin.ok(&["create", "namespace", &namespace]).await?;
+        let there = admin.clone().namespace(&namespace);
         let filler = "x".repeat(900 * 1024);
         for number in 0..mib {
             let manifest = serde_json::json!({
@@ -469,7 +470,7 @@ impl Work {
                 "metadata": {"name": format!("c{number}"), "namespace": namespace},
                 "data": {"x": format!("{number}{filler}")},
             });
-            admin
+            there
                 .ok_with(&["create", "-f", "-"], manifest.to_string().as_bytes())
                 .await?;
         }

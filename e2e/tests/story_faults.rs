@@ -422,9 +422,13 @@ async fn an_offline_agent(world: Arc<World>) -> Result<()> {
     Ok(())
 }
 
-/// Case 8 for upgraded requests: the relay dies in the middle of `logs -f`, of exec, of `cp`.
+/// Case 8 for upgraded requests: the relay dies in the middle of `logs -f`, of exec, of `cp`, and lines
+/// end with their carrier.
 async fn a_killed_relay(_: Arc<World>) -> Result<()> {
-    let mut world = World::start().await?;
+    let mut world = Builder::default()
+        .proxy_arguments(&["--detached-life", "0s"])
+        .start()
+        .await?;
     let kubectl = world.newest()?;
     let pod = Pod::start(
         &world.upstream,

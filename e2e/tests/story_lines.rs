@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use throwline_e2e::backend::Backend;
 use throwline_e2e::excuse::Excuses;
 use throwline_e2e::faults::{Asked, BACK, Fault, kill_relay};
 use throwline_e2e::fleet::{Fleet, Front, Size};
@@ -32,12 +33,14 @@ fn main() -> ExitCode {
     let limit = Duration::from_secs(300);
     Suite::new()
         .alone("everything_outlives_its_relay", limit, a_killed_relay)
+        .alone("everything_outlives_its_balancer", limit, a_killed_balancer)
         .alone(
             "everything_outlives_a_rolling_restart",
             limit,
             a_rolling_restart,
         )
         .alone("everything_outlives_a_silent_link", limit, a_silent_link)
+        .alone("a_large_answer_outlives_its_relay", limit, a_large_answer)
         .alone("a_typist_leaves_a_silent_way_within_5_s", limit, a_typist)
         .alone("a_planned_move_is_a_short_pause", limit, a_planned_move)
         .alone(
@@ -56,6 +59,15 @@ fn main() -> ExitCode {
             a_replaced_agent,
         )
         .run(|| async { Ok(()) })
+}
+
+/// MiB copied, MiB forwarded, idle connections, MiB listed: small in every run of the tests, and
+/// large with `THROWLINE_E2E_LARGE`.
+fn sizes() -> (usize, usize, usize, usize) {
+    match std::env::var_os("THROWLINE_E2E_LARGE") {
+        Some(_) => (500, 1024, 50, 500),
+        None => (30, 30, 20, 10),
+    }
 }
 
 struct Scene {
@@ -83,15 +95,19 @@ impl Scene {
 
     /// Everything at once, while that happens.
     async fn all_through(&self, happens: impl AsyncFnOnce(&Fleet) -> Result<()>) -> Result<()> {
+        let (copied, forwarded, idle, listed) = sizes();
         let all = [
             Operation::Exec,
             Operation::Terminal,
-            Operation::CopyIn(40),
-            Operation::CopyOut(40),
-            Operation::PortForward { mib: 40, idle: 20 },
+            Operation::CopyIn(copied),
+            Operation::CopyOut(copied),
+            Operation::PortForward {
+                mib: forwarded,
+                idle,
+            },
             Operation::Logs,
             Operation::Watch,
-            Operation::List(20),
+            Operation::List(listed),
         ];
         let mut running = Vec::new();
         for operation in all {
@@ -161,6 +177,20 @@ async fn a_killed_relay(_: Arc<()>) -> Result<()> {
     scene.end().await
 }
 
+/// The balancer alone, then with a relay.
+async fn a_killed_balancer(_: Arc<()>) -> Result<()> {
+    let scene = Scene::start().await?;
+    let kill = async |fleet: &Fleet| {
+        let down = Duration::from_millis(500);
+        fleet.restart_balancer(down).await?;
+        fleet.spread_over(2, BACK).await?;
+        let both = kill_relay(fleet, 0, down, "kill", &Excuses::default(), &[]);
+        tokio::try_join!(fleet.restart_balancer(down), both).map(drop)
+    };
+    scene.all_through(kill).await?;
+    scene.end().await
+}
+
 async fn a_rolling_restart(_: Arc<()>) -> Result<()> {
     let scene = Scene::start().await?;
     let restart = async |fleet: &Fleet| {
@@ -185,6 +215,63 @@ async fn a_silent_link(_: Arc<()>) -> Result<()> {
     };
     scene.all_through(cut).await?;
     scene.end().await
+}
+
+/// 2 GiB with `THROWLINE_E2E_LARGE`; the relay dies again and again meanwhile.
+async fn a_large_answer(_: Arc<()>) -> Result<()> {
+    let large = std::env::var_os("THROWLINE_E2E_LARGE").is_some();
+    let total: u64 = if large { 2 << 30 } else { 64 << 20 } / 16;
+    let dir = private_dir()?;
+    let backend = Backend::start(dir.path()).await?;
+    let mut world = Builder::default()
+        .agent_kubeconfig(&backend.kubeconfig)
+        .start()
+        .await?;
+    let kubectl = world.newest()?;
+    let path = format!("/test/numbered/{total}");
+    let mut child = kubectl.command(&["get", "--raw", &path]).spawn()?;
+    let mut stdout = BufReader::with_capacity(1 << 20, child.stdout.take().context("no output")?);
+    let (read, mut seen) = tokio::sync::watch::channel(0u64);
+    let reading = tokio::spawn(async move {
+        let mut line = [0; 16];
+        for number in 0..total {
+            stdout.read_exact(&mut line).await?;
+            let expected = format!("{number:015x}\n");
+            ensure!(line == *expected.as_bytes(), "line {number} is another");
+            if number % 4096 == 0 {
+                read.send_replace(number);
+            }
+        }
+        let mut rest = Vec::new();
+        stdout.read_to_end(&mut rest).await?;
+        // kubectl ends what it prints with a line of its own.
+        ensure!(
+            rest.is_empty() || rest == b"\n",
+            "{} bytes too many",
+            rest.len()
+        );
+        anyhow::Ok(())
+    });
+    for part in 1..=3 {
+        seen.wait_for(|read| *read >= total * part / 5).await?;
+        world.relay.process.kill().await?;
+        world.relay.restart().await?;
+    }
+    tokio::time::timeout(Duration::from_secs(240), reading)
+        .await
+        .context("it stands still")???;
+    let status = child.wait().await?;
+    ensure!(status.success(), "kubectl ended with {status}");
+    let now = Metrics::of(world.proxy.admin).await?;
+    let sum = |name: &str| now.sum(&format!("throwline_local_proxy_{name}"), &[]);
+    println!(
+        "    {} MiB, {} resumptions, {:.3} s of pauses",
+        total * 16 >> 20,
+        sum("line_resumptions_total"),
+        sum("line_pause_seconds_sum")
+    );
+    ensure!(sum("line_resumptions_total") >= 3.0);
+    world.close().await
 }
 
 /// The carrier's connection swallows everything, and new ones work: as with a balancer's node that

@@ -226,6 +226,65 @@ async fn who_has_no_key_gets_nothing_and_harms_nothing() {
     assert_eq!(&got, b"before and after");
 }
 
+/// Frames of one direction, as somebody in between holds them.
+async fn frames(stream: &mut DuplexStream, count: usize) -> Vec<Vec<u8>> {
+    let mut all = Vec::new();
+    for _ in 0..count {
+        let mut frame = vec![0; HEADER_LEN];
+        stream.read_exact(&mut frame).await.unwrap();
+        let length = usize::from(u16::from_be_bytes([frame[2], frame[3]]));
+        frame.resize(HEADER_LEN + length, 0);
+        stream.read_exact(&mut frame[HEADER_LEN..]).await.unwrap();
+        all.push(frame);
+    }
+    all
+}
+
+#[tokio::test]
+async fn a_relay_that_drops_doubles_or_reorders_costs_the_stream_and_not_the_line() {
+    type Meddle = fn(&mut Vec<Vec<u8>>);
+    let meddlers: [(&str, Meddle); 4] = [
+        ("drops", |frames| drop(frames.remove(1))),
+        ("doubles", |frames| frames.insert(1, frames[0].clone())),
+        ("reorders", |frames| frames.swap(0, 2)),
+        ("ends", |frames| {
+            frames[1] = b"\x12\0\0\0\0\0\0\0\0\0\0\x07".to_vec()
+        }),
+    ];
+    for (name, meddle) in meddlers {
+        let (mut a, mut b, ends) = lines(64 * 1024).await;
+        let (near, mut middle_near) = pipe(64 * 1024);
+        let (mut middle_far, far) = pipe(64 * 1024);
+        let agent = ends.agent.clone();
+        let answering = tokio::spawn(async move { agent.resumed(asked(far).await.unwrap()).await });
+        let proxy = ends.proxy.clone();
+        let resuming = tokio::spawn(async move { proxy.resume(near).await });
+        // The two first messages pass.
+        let resume = frames(&mut middle_near, 1).await.concat();
+        middle_far.write_all(&resume).await.unwrap();
+        let ok = frames(&mut middle_far, 1).await.concat();
+        middle_near.write_all(&ok).await.unwrap();
+        resuming.await.unwrap().unwrap();
+        answering.await.unwrap().unwrap();
+
+        for word in [b"one....", b"two....", b"three.."] {
+            a.write_all(word).await.unwrap();
+            a.flush().await.unwrap();
+        }
+        let mut meddled = frames(&mut middle_near, 3).await;
+        meddle(&mut meddled);
+        middle_far.write_all(&meddled.concat()).await.unwrap();
+        let reading = tokio::spawn(async move {
+            let mut got = [0; 21];
+            b.read_exact(&mut got).await.map(|_| got)
+        });
+        ends.agent.until(|phase| !phase.attached).await;
+        ends.resume(64 * 1024).await.unwrap();
+        let got = reading.await.unwrap().unwrap();
+        assert_eq!(&got, b"one....two....three..", "a relay that {name}");
+    }
+}
+
 #[tokio::test]
 async fn a_forged_answer_is_not_believed_and_the_next_one_is() {
     let (mut a, mut b, ends) = lines(64 * 1024).await;

@@ -95,7 +95,39 @@ fn options() -> Result<Options> {
 }
 
 /// What can happen to a line that it must outlive.
-fn draw(rng: &mut StdRng) -> Fault {
+enum Harm {
+    Fault(Fault),
+    /// kill -9 of the balancer.
+    Balancer {
+        down: Duration,
+    },
+}
+
+impl std::fmt::Display for Harm {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Fault(fault) => fault.fmt(f),
+            Self::Balancer { down } => write!(f, "kill -9 of the balancer, down for {down:?}"),
+        }
+    }
+}
+
+impl Harm {
+    async fn make(self, fleet: &Fleet) -> Result<()> {
+        match self {
+            Self::Fault(fault) => {
+                let fault = aimed(fault, fleet).await?;
+                fault.make(fleet, &Excuses::default(), &[]).await
+            }
+            Self::Balancer { down } => {
+                fleet.restart_balancer(down).await?;
+                fleet.spread_over(2, BACK).await.map(drop)
+            }
+        }
+    }
+}
+
+fn draw(rng: &mut StdRng) -> Harm {
     let relay = rng.random_range(0..SIZE.relays);
     let ms =
         |rng: &mut StdRng, from: u64, to: u64| Duration::from_millis(rng.random_range(from..to));
@@ -103,7 +135,12 @@ fn draw(rng: &mut StdRng) -> Fault {
         true => State::Silent,
         false => State::Closed,
     };
-    match rng.random_range(0..10) {
+    if rng.random_range(0..11) == 0 {
+        return Harm::Balancer {
+            down: ms(rng, 200, 3000),
+        };
+    }
+    Harm::Fault(match rng.random_range(0..10) {
         0..=3 => Fault::KillRelay {
             relay,
             down: ms(rng, 500, 5000),
@@ -123,7 +160,7 @@ fn draw(rng: &mut StdRng) -> Fault {
             lasts: ms(rng, 200, 15_000),
         },
         _ => Fault::RollingRestart,
-    }
+    })
 }
 
 /// A relay that carries nothing is no fault of lines: takes one that does, if there is one.
@@ -172,7 +209,7 @@ async fn chaos(options: Options) -> Result<Outcome> {
         outcome.rounds += 1;
         let began = Instant::now();
         let operation = Operation::draw(&mut rng);
-        let happening: Vec<(Duration, Fault)> = (0..rng.random_range(1..=3))
+        let happening: Vec<(Duration, Harm)> = (0..rng.random_range(1..=3))
             .map(|_| {
                 let after = Duration::from_millis(rng.random_range(0..1500));
                 (after, draw(&mut rng))
@@ -186,8 +223,7 @@ async fn chaos(options: Options) -> Result<Outcome> {
         let running = Running::start(operation, &ground).await?;
         for (after, fault) in happening {
             tokio::time::sleep(after).await;
-            let fault = aimed(fault, &fleet).await?;
-            fault.make(&fleet, &Excuses::default(), &[]).await?;
+            fault.make(&fleet).await?;
         }
         match running.end().await {
             Ok(pause) => {

@@ -30,7 +30,7 @@ use tokio::sync::watch;
 use tokio_util::io::poll_read_buf;
 
 use crate::proto::line::ResetCode;
-use crate::proto::line::machine::{Machine, Read};
+use crate::proto::line::machine::{Ended, Machine, Read};
 use crate::proto::line::resume::Key;
 use crate::proto::line::silence::Silence;
 
@@ -40,6 +40,10 @@ pub use handshake::{Accepted, Asked, accept, connect};
 
 /// Longest exchange of hellos.
 pub const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// Streams that a line lets go because frames on them were out of order. After as many, the other
+/// end is not what it should be.
+const FORGIVEN: u32 = 8;
 
 /// Bytes asked of the stream at once.
 const READ: usize = 16 * 1024;
@@ -91,6 +95,8 @@ struct Core<S> {
     is_blocked: bool,
     /// Heard at the last look.
     seen: u64,
+    /// Streams that were let go for what came on them.
+    forgiven: u32,
 }
 
 /// Wakes the reader and the writer of one line, and its keeper where that has to move it.
@@ -146,6 +152,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Line<S> {
                     over: false,
                     is_blocked: false,
                     seen: 0,
+                    forgiven: 0,
                 }),
             }),
         }
@@ -234,6 +241,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
         }
     }
 
+    /// Frames came that may not come. Whoever carries the stream may be at fault as well as the
+    /// other end, so a line that can be resumed lets go of the stream. `Ok`: it goes on without it.
+    fn broke(&mut self, shared: &Shared<S>, ended: Ended) -> Result<(), LineError> {
+        let is_forgiven = self.may_resume() && self.forgiven < FORGIVEN && self.machine.forgive();
+        if !is_forgiven {
+            return Err(self.fail(shared, ended.into()));
+        }
+        tracing::debug!(?ended, "a line lets go of a stream that is out of order");
+        self.forgiven += 1;
+        self.stream = None;
+        shared.publish(self);
+        Ok(())
+    }
+
     /// The stream is lost. `Ok`: the line goes on without it.
     fn lose(&mut self, shared: &Shared<S>, error: LineError) -> Result<(), LineError> {
         if let Some(failed) = &self.failed {
@@ -250,7 +271,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
             while let Ok(true) = self.machine.take_in() {}
         }
         if let Some(ended) = self.machine.ended().cloned() {
-            return Err(self.fail(shared, ended.into()));
+            return self.broke(shared, ended);
         }
         if !self.may_resume() {
             return Err(self.fail(shared, error));
@@ -336,7 +357,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
             }
             let moved = match self.machine.take_in() {
                 Ok(moved) => moved,
-                Err(ended) => return Poll::Ready(Err(self.fail(shared, ended.into()))),
+                Err(ended) => {
+                    self.broke(shared, ended)?;
+                    continue;
+                }
             };
             if moved {
                 self.notice(shared);
@@ -430,7 +454,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
                     Ok(true) => {}
                     Ok(false) => break,
                     Err(ended) => {
-                        self.fail(shared, ended.into());
+                        // Gone on without it, or over.
+                        let _ = self.broke(shared, ended);
                         self.stream = None;
                         return;
                     }
@@ -492,10 +517,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Line<S> {
                     return Poll::Ready(Ok(()));
                 }
                 Ok(Read::Empty) => {}
-                Err(ended) => {
-                    let error = core.fail(shared, ended.into());
-                    return Poll::Ready(Err(error.into()));
-                }
+                Err(ended) => core.broke(shared, ended)?,
             }
             if core.machine.has_frames() {
                 core.try_drain(shared);

@@ -312,6 +312,18 @@ impl Machine {
         ended
     }
 
+    /// Lets a stream go on which frames were dropped, doubled or in another order, instead of the
+    /// line: what has been taken so far was in order, and the rest comes again. Not for a RESET.
+    pub fn forgive(&mut self) -> bool {
+        if self.replay.is_none() || !matches!(self.ended, Some(Ended::Violation(_))) {
+            return false;
+        }
+        self.ended = None;
+        self.input = BytesMut::new();
+        self.detach();
+        true
+    }
+
     // ---- what goes out
 
     /// Takes what window, frame and cork allow; 0 when there is no room.
