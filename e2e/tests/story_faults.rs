@@ -424,7 +424,11 @@ async fn an_offline_agent(world: Arc<World>) -> Result<()> {
 
 /// Case 8 for upgraded requests: the relay dies in the middle of `logs -f`, of exec, of `cp`.
 async fn a_killed_relay(_: Arc<World>) -> Result<()> {
-    let mut world = World::start().await?;
+    // The relay stays away for longer than a line may wait for it.
+    let mut world = Builder::default()
+        .proxy_arguments(&["--detached-life", "3s"])
+        .start()
+        .await?;
     let kubectl = world.newest()?;
     let pod = Pod::start(
         &world.upstream,
