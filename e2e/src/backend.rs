@@ -4,7 +4,7 @@
 //! API server must never see.
 
 use std::convert::Infallible;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,6 +22,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 
+use crate::free_address;
 use crate::pki::Authority;
 
 type Body = BoxBody<Bytes, std::io::Error>;
@@ -65,7 +66,8 @@ impl Backend {
     pub async fn start(dir: &Path) -> Result<Self> {
         let authority = Authority::new("test API server")?;
         let acceptor = TlsAcceptor::from(authority.server_config(&[b"h2", b"http/1.1"])?);
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        // A story may drop this and go on with its address, where nobody must listen then.
+        let listener = TcpListener::bind(free_address()?).await?;
         let address = listener.local_addr()?;
         let ca_file = dir.join("backend-ca.pem");
         std::fs::write(&ca_file, authority.pem())?;

@@ -459,8 +459,8 @@ impl Work {
     }
 
     async fn list(mut self, mib: usize) -> Result<Pause> {
-        let admin = self.admin()?;
         let namespace = unique("many-");
+        let admin = self.admin()?.namespace(&namespace);
         admin.ok(&["create", "namespace", &namespace]).await?;
         let there = admin.clone().namespace(&namespace);
         let filler = "x".repeat(900 * 1024);

@@ -134,7 +134,7 @@ impl Set {
         let dir = private_dir()?;
         let upstream = Upstream::start(dir.path()).await?;
         let listen = free_address()?;
-        let (port, admin_port) = (free_port()?, free_port()?);
+        let (port, admin_port) = (free_address()?.port(), free_address()?.port());
         let relays = [11, 12, 13].map(|last| SocketAddr::from(([127, 0, 0, last], port)));
         let site = Site {
             dir: dir.path().join("balancer"),
@@ -275,11 +275,6 @@ impl Set {
 }
 
 /// A port that is free on loopback addresses other than the first, most likely.
-fn free_port() -> Result<u16> {
-    let listener = TcpListener::bind(("127.0.0.11", 0)).context("no free port")?;
-    Ok(listener.local_addr()?.port())
-}
-
 async fn start_relays(dir: &std::path::Path, site: &Site, database: &str) -> Result<Vec<Relay>> {
     let balancer = BALANCER.to_string();
     let url = format!("https://localhost:{}", site.listen.port());

@@ -160,7 +160,7 @@ async fn serve(shared: Arc<Shared>, tcp: TcpStream, address: SocketAddr, door: D
         established = handshake => established,
         () = caller.place.shed() => {
             shared.metrics.handshake("shed");
-            debug!(client = %caller.address, "closed a half-open connection to make room");
+            debug!(from = %caller.address, "closed a half-open connection to make room");
             return;
         }
         () = caller.door.closed(&shared) => return,
@@ -177,7 +177,7 @@ async fn handshake(
     mut caller: Caller,
 ) -> Option<session::Established> {
     if let Err(error) = tcp.set_nodelay(true) {
-        debug!(client = %caller.address, %error, "the connection ended at once");
+        debug!(from = %caller.address, %error, "the connection ended at once");
         return None;
     }
     let deadline = Instant::now() + shared.config.timing.tls_handshake;
@@ -213,12 +213,12 @@ async fn handshake(
         }
         Ok(Err(error)) => {
             shared.metrics.handshake("tls-failed");
-            debug!(client = %address, %error, "the TLS handshake failed");
+            debug!(from = %address, %error, "the TLS handshake failed");
             None
         }
         Err(_) => {
             shared.metrics.handshake("tls-timeout");
-            debug!(client = %address, "the TLS handshake took too long");
+            debug!(from = %address, "the TLS handshake took too long");
             None
         }
     }

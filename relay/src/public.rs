@@ -90,17 +90,18 @@ where
     let served = std::future::poll_fn(|cx| connection.poll_without_shutdown(cx));
     let outcome = match tokio::time::timeout(whole, served).await {
         Ok(Ok(())) => Outcome::Answered,
+        // `from`, not `client`: without a whole request, it may be a balancer's address.
         // hyper has told the client what is wrong with its request.
         Ok(Err(error)) if error.is_parse() => {
-            debug!(client = %address, %error, "refused a malformed request");
+            debug!(from = %address, %error, "refused a malformed request");
             Outcome::Failed
         }
         Ok(Err(error)) => {
-            debug!(client = %address, %error, "no request could be read");
+            debug!(from = %address, %error, "no request could be read");
             return Outcome::Failed;
         }
         Err(_) => {
-            debug!(client = %address, "the request or its answer took too long");
+            debug!(from = %address, "the request or its answer took too long");
             return Outcome::Failed;
         }
     };

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -66,36 +66,39 @@ fn host() -> Result<String> {
 
 /// Runs the named targets two at once, and says for each whether it held.
 pub(crate) fn run_all(root: &Path, names: &[String], each: Duration) -> Vec<(String, bool)> {
+    two_at_once(names, |name| {
+        let held = one(root, name, each).unwrap_or_else(|error| {
+            println!("fuzz {name}: {error:#}");
+            false
+        });
+        println!("fuzz {name} ... {}", if held { "ok" } else { "FAILED" });
+        held
+    })
+}
+
+fn two_at_once(names: &[String], run: impl Fn(&str) -> bool + Sync) -> Vec<(String, bool)> {
     let queue: Mutex<VecDeque<&String>> = Mutex::new(names.iter().collect());
     let outcomes = Mutex::new(Vec::new());
+    // A function, so that the queue is free while a target runs.
+    let next = || lock(&queue).pop_front();
     std::thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
-                // A poisoned lock only means that the other runner panicked; its queue is whole.
-                while let Some(name) = queue
-                    .lock()
-                    .unwrap_or_else(|poisoned| poisoned.into_inner())
-                    .pop_front()
-                {
-                    let held = match one(root, name, each) {
-                        Ok(held) => held,
-                        Err(error) => {
-                            println!("fuzz {name}: {error:#}");
-                            false
-                        }
-                    };
-                    println!("fuzz {name} ... {}", if held { "ok" } else { "FAILED" });
-                    let mut outcomes = outcomes
-                        .lock()
-                        .unwrap_or_else(|poisoned| poisoned.into_inner());
-                    outcomes.push((name.clone(), held));
+                while let Some(name) = next() {
+                    let held = run(name);
+                    lock(&outcomes).push((name.clone(), held));
                 }
             });
         }
     });
     outcomes
         .into_inner()
-        .unwrap_or_else(|poisoned| poisoned.into_inner())
+        .unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A poisoned lock only means that the other runner panicked; what it holds is whole.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn one(root: &Path, name: &str, each: Duration) -> Result<bool> {
@@ -145,4 +148,25 @@ fn binary(root: &Path, name: &str) -> Result<PathBuf> {
         .join(host()?)
         .join("release")
         .join(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+
+    use super::*;
+
+    #[test]
+    fn two_run_at_once() {
+        let names = ["a", "b", "c", "d"].map(str::to_owned);
+        // Passed only by two together.
+        let both = Barrier::new(2);
+        let outcomes = two_at_once(&names, |name| {
+            both.wait();
+            name != "c"
+        });
+        assert_eq!(outcomes.len(), 4);
+        assert!(outcomes.contains(&("c".to_owned(), false)));
+        assert!(outcomes.contains(&("d".to_owned(), true)));
+    }
 }
