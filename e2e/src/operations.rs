@@ -462,7 +462,6 @@ impl Work {
         let namespace = unique("many-");
         let admin = self.admin()?.namespace(&namespace);
         admin.ok(&["create", "namespace", &namespace]).await?;
-        let there = admin.clone().namespace(&namespace);
         let filler = "x".repeat(900 * 1024);
         for number in 0..mib {
             let manifest = serde_json::json!({
@@ -470,7 +469,7 @@ impl Work {
                 "metadata": {"name": format!("c{number}"), "namespace": namespace},
                 "data": {"x": format!("{number}{filler}")},
             });
-            there
+            admin
                 .ok_with(&["create", "-f", "-"], manifest.to_string().as_bytes())
                 .await?;
         }
