@@ -184,7 +184,8 @@ async fn a_killed_balancer(_: Arc<()>) -> Result<()> {
         let down = Duration::from_millis(500);
         fleet.restart_balancer(down).await?;
         fleet.spread_over(2, BACK).await?;
-        let both = kill_relay(fleet, 0, down, "kill", &Excuses::default(), &[]);
+        let excuses = Excuses::default();
+        let both = kill_relay(fleet, 0, down, "kill", &excuses, &[]);
         tokio::try_join!(fleet.restart_balancer(down), both).map(drop)
     };
     scene.all_through(kill).await?;
