@@ -499,6 +499,8 @@ async fn everything_stops(_: Arc<World>) -> Result<()> {
             process.log()
         );
         lacks(&process.log(), "panicked")?;
+        // The proxy, which goes first, has told the agent to wait for nobody.
+        lacks(&process.log(), "sessions are cut off")?;
     }
     // A kubectl whose proxy has gone gets a connection refused, not a hang.
     let refused = world.newest()?.fails(&["get", "namespaces"]).await?;

@@ -71,10 +71,10 @@ pub async fn run(
         config.timing.clone(),
         config.metrics.clone(),
     );
-    let kill = CancellationToken::new();
+    let (kill, leave) = (CancellationToken::new(), CancellationToken::new());
     let tasks = TaskTracker::new();
     // Whatever way this function ends, also when its future is dropped, nothing outlives it.
-    let _end = kill.clone().drop_guard();
+    let _ends = [kill.clone().drop_guard(), leave.clone().drop_guard()];
     let sessions = Sessions::new(Shared {
         dial: Arc::new(link.clone()),
         timing: config.timing.clone(),
@@ -82,7 +82,16 @@ pub async fn run(
         tasks: tasks.clone(),
         kill: kill.clone(),
     });
-    tasks.spawn(link.clone().drive(kill.clone()));
+    let driving = tokio::spawn(link.clone().drive(leave.clone()));
+    let stop = async || {
+        kill.cancel();
+        tasks.close();
+        tasks.wait().await;
+        // Last, so that what sessions have said at their end still goes out.
+        leave.cancel();
+        // A panic in it is nobody's business any more.
+        let _ = driving.await;
+    };
     sessions.shared().spawn(link.clone().keep_renewed());
     let proxy = Arc::new(Proxy {
         sessions,
@@ -105,11 +114,11 @@ pub async fn run(
             let timing = &config.timing;
             server::run(listener, loopback.tls, proxy.clone(), timing, shutdown).await;
             drain(&proxy, config.timing.drain).await;
-            stop(&kill, &tasks).await;
+            stop().await;
             Ok(())
         }
         Err(error) => {
-            stop(&kill, &tasks).await;
+            stop().await;
             Err(error)
         }
     }
@@ -229,12 +238,6 @@ async fn drain(proxy: &Proxy, grace: Duration) {
     if cut > 0 {
         tracing::info!(requests = cut, "requests are cut, the proxy stops");
     }
-}
-
-async fn stop(kill: &CancellationToken, tasks: &TaskTracker) {
-    kill.cancel();
-    tasks.close();
-    tasks.wait().await;
 }
 
 async fn blocking<T: Send + 'static>(

@@ -29,6 +29,8 @@ use crate::{list, open, renew};
 
 /// How long a closing carrier may take to say so.
 const GOODBYE: Duration = Duration::from_secs(2);
+/// How long what a carrier has brought may take to be passed on, after its end.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 /// How long the authority may take to note a status.
 const RECORD: Duration = Duration::from_secs(5);
 /// How often a long wait for the end of a certificate looks at the clock again, which may have
@@ -290,9 +292,25 @@ impl Session {
                 }
             }
         };
+        if self.connection.carrier.is_closed() {
+            self.see_off();
+        }
         // Readers first: a stream that is read while its connection closes would hang.
         self.streams.shutdown().await;
         self.connection.carrier.close(code, reason);
+    }
+
+    /// What the carrier has brought before it ended still goes its way: an agent that is not told
+    /// of a line's end keeps it for its proxy.
+    fn see_off(&mut self) {
+        let mut streams = std::mem::take(&mut self.streams);
+        let closing = self.shared.closing.clone();
+        self.shared.tasks.spawn(async move {
+            let all = async { while streams.join_next().await.is_some() {} };
+            let _ = closing
+                .run_until_cancelled(tokio::time::timeout(LAST_WORDS, all))
+                .await;
+        });
     }
 
     fn record_arrival(&mut self, software: &str) {

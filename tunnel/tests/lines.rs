@@ -308,6 +308,26 @@ async fn dropping_a_line_resets_it_and_losing_the_carrier_cuts_it() {
 }
 
 #[tokio::test]
+async fn what_was_said_before_a_carrier_is_closed_arrives() {
+    let (dialed, mut accepted) = pair(64 * 1024).await;
+    let (a, b) = stream(&dialed, &mut accepted).await;
+    let (a, mut b) = line_pair(a, b).await;
+    // Nobody has driven the carrier in between.
+    drop(a);
+    dialed.carrier.close(CloseCode::GoingAway, "stopping");
+    let error = b.read_to_end(&mut Vec::new()).await.unwrap_err();
+    let abandoned = matches!(
+        cause(&error),
+        LineError::Reset {
+            code: ResetCode::Abandoned,
+            ..
+        }
+    );
+    assert!(abandoned, "{error}");
+    drop((b, dialed, accepted));
+}
+
+#[tokio::test]
 async fn another_version_is_told_so() {
     let (a, b) = pipe(4096);
     let newer = LineHello {

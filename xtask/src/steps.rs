@@ -120,20 +120,24 @@ pub(crate) fn fuzz(root: &Path, arguments: &[String], per_target: Duration) -> R
     Ok(finish(&tally))
 }
 
-/// Measurements mean something only when optimised, so this builds the release profile.
+/// Measurements mean something only when optimised, so this builds the release profile: of the
+/// binary that is measured, too.
 pub(crate) fn bench(root: &Path, arguments: &[String]) -> Result<ExitCode> {
     let quick = arguments.iter().any(|argument| argument == "--quick");
-    let mut command = run::cargo(root);
-    command.arg("run");
+    let mut build = run::cargo(root);
+    build.args(["build", "--workspace"]);
+    build.args(["--bin", "throwline", "--bin", "throwline-benches"]);
     if !quick {
-        command.arg("--release");
+        build.arg("--release");
     }
-    let good = run::shown(
-        command
-            .args(["--package", "throwline-benches", "--"])
-            .args(arguments),
-    )?;
-    exit(good)
+    if !run::shown(&mut build)? {
+        return exit(false);
+    }
+    let profile = if quick { "debug" } else { "release" };
+    let bench = root.join("target").join(profile).join("throwline-benches");
+    exit(run::shown(
+        std::process::Command::new(bench).args(arguments),
+    )?)
 }
 
 /// The size of a fleet by its flags, as the stories' environment names it.

@@ -285,10 +285,12 @@ impl Link {
         self.lock_lines().held.values().cloned().collect()
     }
 
-    /// Nothing is kept any more.
+    /// Nothing is kept any more, and no agent is to wait for us.
     fn forget_lines(&self) {
         let lines = std::mem::take(&mut *self.lock_lines());
-        drop(lines);
+        for (handle, _) in lines.held.values() {
+            handle.abandon();
+        }
     }
 
     fn lock_lines(&self) -> MutexGuard<'_, Lines> {

@@ -8,6 +8,7 @@ use throwline_certs::PeerIdentity;
 use throwline_relay::policy::{Decision, Policy};
 use throwline_tunnel::carrier::Connection;
 use throwline_tunnel::message;
+use throwline_tunnel::proto::close::CloseCode;
 use throwline_tunnel::proto::messages::{
     AgentStatus, ClusterInfo, ClusterList, ListClusters, Open, Refusal, RefusalCode, Role,
     StreamHeader, StreamKind,
@@ -60,6 +61,29 @@ async fn a_line_reaches_its_cluster_and_carries_bytes_both_ways() {
         world.until_metric(&series, |n| n == bytes).await;
     }
     drop((agent, proxy));
+    world.end().await;
+}
+
+/// An agent that is not told of a line's end keeps it for a proxy that will not come.
+#[tokio::test]
+async fn what_a_proxy_says_before_it_goes_is_passed_on() {
+    let world = World::new().await;
+    let agent = world.agent(&world.cluster("prod").await).await;
+    let proxy = world.proxy(&world.user("anna").await).await;
+    let mut lines = Vec::new();
+    for _ in 0..20 {
+        lines.push(line(&proxy, "prod").await);
+    }
+    let to_cluster = r#"throwline_relay_line_bytes_total{direction="to-cluster"}"#;
+    let before = world.metric(to_cluster);
+    for line in &mut lines {
+        line.write_all(b"last words").await.unwrap();
+    }
+    proxy.carrier.close(CloseCode::GoingAway, "stopping");
+    world
+        .until_metric(to_cluster, |n| n == before + 200.0)
+        .await;
+    drop((lines, agent, proxy));
     world.end().await;
 }
 

@@ -44,6 +44,8 @@ pub(super) struct Driver<T> {
     commands: mpsc::UnboundedReceiver<Command>,
     /// No handle is left that could open a stream.
     abandoned: bool,
+    /// What streams have said by now is still to be sent.
+    closing: Option<CloseReason>,
     /// Bounded by the permits they hold.
     opening: VecDeque<(oneshot::Sender<Stream>, OwnedSemaphorePermit)>,
     incoming: mpsc::UnboundedSender<IncomingStream>,
@@ -85,6 +87,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Driver<T> {
             shared,
             commands,
             abandoned: false,
+            closing: None,
             opening: VecDeque::new(),
             incoming,
             linger,
@@ -127,7 +130,12 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Driver<T> {
             if let Poll::Ready(reason) = self.poll_commands(cx) {
                 return Poll::Ready(reason);
             }
-            match self.mux.poll_inbound(cx) {
+            let inbound = self.mux.poll_inbound(cx);
+            if let Some(reason) = self.closing.take() {
+                self.mux.inject(&self.ws);
+                return Poll::Ready(reason);
+            }
+            match inbound {
                 Poll::Ready(Some(Ok(raw))) => {
                     self.on_inbound(raw);
                     continue;
@@ -171,7 +179,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Driver<T> {
                     self.opening.push_back((reply, permit));
                 }
                 Poll::Ready(Some(Command::Close(code, reason))) => {
-                    return Poll::Ready(CloseReason::new(ClosedBy::Us, code, reason));
+                    self.closing = Some(CloseReason::new(ClosedBy::Us, code, reason));
+                    return Poll::Pending;
                 }
                 Poll::Ready(None) => self.abandoned = true,
                 Poll::Pending => break,

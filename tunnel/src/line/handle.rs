@@ -168,6 +168,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Handle<S> {
         core.stream = None;
     }
 
+    /// Ends the line and tells the other end, as well as can be, so that it waits for nobody.
+    pub fn abandon(&self) {
+        let shared = &*self.shared;
+        let core = &mut *shared.lock();
+        if !core.over {
+            core.abandon(shared);
+            core.fail(shared, LineError::Cut);
+        }
+    }
+
     /// Takes the line up on a stream that the agent has accepted, as the local proxy. The stream
     /// that it had is no more, whatever comes of it.
     ///
