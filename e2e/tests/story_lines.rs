@@ -267,7 +267,7 @@ async fn a_large_answer(_: Arc<()>) -> Result<()> {
     let sum = |name: &str| now.sum(&format!("throwline_local_proxy_{name}"), &[]);
     println!(
         "    {} MiB, {} resumptions, {:.3} s of pauses",
-        total * 16 >> 20,
+        (total * 16) >> 20,
         sum("line_resumptions_total"),
         sum("line_pause_seconds_sum")
     );
