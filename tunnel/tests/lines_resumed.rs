@@ -248,7 +248,7 @@ async fn a_relay_that_drops_doubles_or_reorders_costs_the_stream_and_not_the_lin
         ("doubles", |frames| frames.insert(1, frames[0].clone())),
         ("reorders", |frames| frames.swap(0, 2)),
         ("ends", |frames| {
-            frames[1] = b"\x12\0\0\0\0\0\0\0\0\0\0\x07".to_vec()
+            frames[1] = b"\x12\0\0\0\0\0\0\0\0\0\0\x0e".to_vec()
         }),
     ];
     for (name, meddle) in meddlers {
