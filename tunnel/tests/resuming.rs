@@ -1,7 +1,5 @@
 //! A line that loses its stream, anywhere and at any time, goes on as if it had not.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 #[path = "support/line_pair.rs"]
 mod line_pair;
 

@@ -70,7 +70,7 @@ impl Op {
             7..=9 => Self::Send { side, bytes },
             10..=12 => Self::Receive { side, bytes },
             13 => Self::TakeIn { side },
-            14 if bytes % 8 == 0 => Self::Finish { side },
+            14 if bytes.is_multiple_of(8) => Self::Finish { side },
             14 => Self::Rest { side },
             15 => Self::Ping { side },
             16 => Self::Cut { side },
