@@ -9,7 +9,8 @@ const FILE: &str = "authority.db";
 /// How long a write waits for another process's. Writes take milliseconds; this bounds a stuck
 /// disk.
 const BUSY: Duration = Duration::from_secs(10);
-/// SQLite has one writer; a few more connections serve the readers.
+/// SQLite has one writer; a few more connections serve the readers. All are open from the start
+/// for good: when strangers hold every other descriptor, none could be opened.
 const CONNECTIONS: u32 = 4;
 
 /// Opens and migrates. The caller holds the lock of the state directory.
@@ -27,6 +28,8 @@ pub(in crate::authority) async fn open(dir: &Path) -> Result<Store, Error> {
         .foreign_keys(true);
     let pool = SqlitePoolOptions::new()
         .max_connections(CONNECTIONS)
+        .idle_timeout(None)
+        .max_lifetime(None)
         .acquire_timeout(BUSY * 2)
         .connect_with(options)
         .await;
@@ -39,5 +42,11 @@ pub(in crate::authority) async fn open(dir: &Path) -> Result<Store, Error> {
         .run(&pool)
         .await
         .map_err(|error| failed(error.to_string()))?;
+    let mut all = Vec::new();
+    for _ in 0..CONNECTIONS {
+        let one = pool.acquire().await;
+        all.push(one.map_err(|error| failed(error.to_string()))?);
+    }
+    drop(all);
     Ok(Store::Sqlite { pool, path })
 }
