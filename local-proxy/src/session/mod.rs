@@ -24,6 +24,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 use throwline_tunnel::{line::Handle, mux, proto::messages::LineKind};
 use tokio::{
@@ -31,6 +32,9 @@ use tokio::{
     time::Instant,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// How long a second API session to a cluster is kept without use.
+const SURPLUS: Duration = Duration::from_secs(10);
 
 /// A sealed session's byte stream.
 pub(crate) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -213,8 +217,14 @@ impl Sessions {
         let epoch = self.shared.dial.epoch();
         lock(&self.clusters).retain(|_, cluster| {
             // What is dropped here finishes what it has; a carrier that drains empties so.
-            lock(&cluster.api)
-                .retain(|session| session.is_usable(epoch) && session.is_used(now, idle));
+            // One is enough for whoever comes next: a second was made for many requests at once, or
+            // while the line of the first was cut.
+            let mut has_one = false;
+            lock(&cluster.api).retain(|session| {
+                let is_one = session.is_connected() && !std::mem::replace(&mut has_one, true);
+                let idle = if is_one { idle } else { SURPLUS.min(idle) };
+                session.is_usable(epoch) && session.is_used(now, idle)
+            });
             let mut spare = lock(&cluster.spare);
             if let Some((session, since)) = &spare.session
                 && (!session.is_usable(epoch) || now.duration_since(*since) > idle)
