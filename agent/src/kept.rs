@@ -52,7 +52,6 @@ struct Entry {
     handle: Handle<Stream>,
     user: String,
     recheck: Recheck,
-    is_detached: bool,
 }
 
 /// Why a RESUME was not followed.
@@ -94,7 +93,6 @@ impl Kept {
             handle: handle.clone(),
             user,
             recheck,
-            is_detached: false,
         };
         lines.insert(handle.id().to_vec(), entry);
         drop(lines);
@@ -163,7 +161,7 @@ impl Kept {
             }
             let since = Instant::now();
             let replayed = handle.replayed();
-            if !self.detach(handle) {
+            if !self.may_wait(handle) {
                 self.give_up(handle, "limit", "the user has too many lines that were cut");
                 return;
             }
@@ -172,7 +170,6 @@ impl Kept {
                 self.give_up(handle, "expired", "nobody came back for it");
                 return;
             };
-            self.set_detached(handle, false);
             if phase.over {
                 return;
             }
@@ -200,29 +197,17 @@ impl Kept {
         });
     }
 
-    /// False: the user has as many as he may.
-    fn detach(&self, handle: &Handle<Stream>) -> bool {
-        let mut lines = self.lock();
-        let Some(user) = lines.get(handle.id()).map(|entry| entry.user.clone()) else {
+    /// Whether the line, which was cut, is not one too many of its user's.
+    fn may_wait(&self, handle: &Handle<Stream>) -> bool {
+        let lines = self.lock();
+        let Some(user) = lines.get(handle.id()).map(|entry| &entry.user) else {
             return false;
         };
-        let cut = lines
-            .values()
-            .filter(|entry| entry.is_detached && entry.user == user)
-            .count();
-        if cut >= self.limits.per_user {
-            return false;
-        }
-        if let Some(entry) = lines.get_mut(handle.id()) {
-            entry.is_detached = true;
-        }
-        true
-    }
-
-    fn set_detached(&self, handle: &Handle<Stream>, is_detached: bool) {
-        if let Some(entry) = self.lock().get_mut(handle.id()) {
-            entry.is_detached = is_detached;
-        }
+        let cut = lines.values().filter(|entry| {
+            let phase = entry.handle.phase();
+            entry.user == *user && !phase.attached && !phase.over
+        });
+        cut.count() <= self.limits.per_user
     }
 
     /// Looks at all lines, now and then. Never ends.

@@ -14,6 +14,7 @@ use tokio::process::Child;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::fleet::Fleet;
 use crate::pod::{self, Pod};
 use crate::pty::Pty;
 use crate::upstream::Upstream;
@@ -82,6 +83,21 @@ pub struct Ground {
     pub namespace: String,
     /// Over the lines that are under test.
     pub kubectl: Kubectl,
+}
+
+impl Ground {
+    /// A namespace in a fleet's cluster, by way of its first user to its first cluster.
+    pub async fn in_fleet(fleet: &Fleet) -> Result<Arc<Self>> {
+        let namespace = unique("lines-");
+        let admin = fleet.upstream.admin()?;
+        admin.ok(&["create", "namespace", &namespace]).await?;
+        let kubectl = fleet.kubectl(0, 0).await?.namespace(&namespace);
+        Ok(Arc::new(Self {
+            upstream: fleet.upstream.clone(),
+            namespace,
+            kubectl,
+        }))
+    }
 }
 
 /// The longest that an operation had to wait for its next byte, where that means something.

@@ -81,15 +81,7 @@ impl Scene {
         let arguments = ["--drain-spread", "1s", "--drain-timeout", "30s"];
         let fleet = Fleet::with_links(SIZE, front, &arguments).await?;
         fleet.spread_over(2, BACK).await?;
-        let namespace = unique("lines-");
-        let admin = fleet.upstream.admin()?;
-        admin.ok(&["create", "namespace", &namespace]).await?;
-        let kubectl = fleet.kubectl(0, 0).await?.namespace(&namespace);
-        let ground = Arc::new(Ground {
-            upstream: fleet.upstream.clone(),
-            namespace,
-            kubectl,
-        });
+        let ground = Ground::in_fleet(&fleet).await?;
         Ok(Self { fleet, ground })
     }
 

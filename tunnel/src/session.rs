@@ -28,10 +28,7 @@ where
 {
     let session = within(TlsConnector::from(config).connect(name, line)).await?;
     let (line, tls) = session.get_ref();
-    let context = Some(line.id());
-    arm(line, |secret| {
-        tls.export_keying_material(secret, LABEL, context)
-    })?;
+    arm(line, tls)?;
     Ok(session)
 }
 
@@ -45,20 +42,18 @@ where
 {
     let session = within(TlsAcceptor::from(config).accept(line)).await?;
     let (line, tls) = session.get_ref();
-    let context = Some(line.id());
-    arm(line, |secret| {
-        tls.export_keying_material(secret, LABEL, context)
-    })?;
+    arm(line, tls)?;
     Ok(session)
 }
 
 /// From here on the line outlives its stream: both ends, and nobody else, have a secret.
-fn arm<S: AsyncRead + AsyncWrite + Unpin>(
-    line: &Line<S>,
-    export: impl FnOnce([u8; 32]) -> Result<[u8; 32], rustls::Error>,
-) -> io::Result<()> {
+fn arm<S, Side>(line: &Line<S>, tls: &rustls::ConnectionCommon<Side>) -> io::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     if line.is_resumable() {
-        line.arm(Key::new(&export([0; 32]).map_err(io::Error::other)?));
+        let secret = tls.export_keying_material([0; 32], LABEL, Some(line.id()));
+        line.arm(Key::new(&secret.map_err(io::Error::other)?));
     }
     Ok(())
 }

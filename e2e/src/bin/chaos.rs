@@ -5,7 +5,6 @@
 //! operations, the faults and the moments: with the same seed the same ones come in the same order.
 
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -15,8 +14,8 @@ use throwline_e2e::excuse::Excuses;
 use throwline_e2e::faults::{self, Asked, BACK, Fault};
 use throwline_e2e::fleet::{Fleet, Front, Size};
 use throwline_e2e::link::State;
+use throwline_e2e::metrics;
 use throwline_e2e::operations::{self, Ground, Operation, Running};
-use throwline_e2e::{metrics, unique};
 
 /// One cluster and one user: it is lines that are looked at, not crowds.
 const SIZE: Size = Size {
@@ -197,15 +196,7 @@ async fn chaos(options: Options) -> Result<Outcome> {
     let arguments = ["--drain-spread", "1s", "--drain-timeout", "30s"];
     let fleet = Fleet::with_links(SIZE, front, &arguments).await?;
     fleet.spread_over(2, BACK).await?;
-    let namespace = unique("chaos-");
-    let admin = fleet.upstream.admin()?;
-    admin.ok(&["create", "namespace", &namespace]).await?;
-    let kubectl = fleet.kubectl(0, 0).await?.namespace(&namespace);
-    let ground = Arc::new(Ground {
-        upstream: fleet.upstream.clone(),
-        namespace,
-        kubectl,
-    });
+    let ground = Ground::in_fleet(&fleet).await?;
     let mut rng = StdRng::seed_from_u64(seed);
     let mut outcome = Outcome::default();
     for round in 0..rounds {

@@ -16,7 +16,7 @@ use crate::proto::line::{Header, Position, ResetCode, Violation, kind};
 use crate::proto::messages::LineResumed;
 
 use super::handshake::{self, Asked};
-use super::{LineError, Phase, Shared};
+use super::{Core, LineError, Phase, Shared};
 
 /// From RESUME to its answer, on a stream that the agent has just accepted.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -225,10 +225,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Handle<S> {
         }
         let key = core.key.clone()?;
         let epoch = core.machine.epoch() + 1;
+        Some((key, epoch, self.fence(core, epoch)?))
+    }
+
+    /// Takes the line from the stream that it has; where it stands then.
+    fn fence(&self, core: &mut Core<S>, epoch: u64) -> Option<Position> {
         let at = core.machine.fence(epoch)?;
         core.stream = None;
         self.shared.publish(core);
-        Some((key, epoch, at))
+        Some(at)
     }
 
     /// Lets whoever asks take the line up, as the agent, if he proves that he may. Gives back the
@@ -267,10 +272,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Handle<S> {
         if !is_his {
             return None;
         }
-        let at = core.machine.fence(asked.epoch)?;
-        core.stream = None;
-        self.shared.publish(core);
-        Some((key, at))
+        Some((key, self.fence(core, asked.epoch)?))
     }
 
     fn attach(&self, epoch: u64, at: Position, stream: S) -> Result<(), ResumeError> {
