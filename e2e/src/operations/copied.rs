@@ -196,7 +196,8 @@ impl Work {
         let path = format!("/api/v1/namespaces/{namespace}/configmaps");
         let arguments = ["get", "--raw", &path];
         let expected = self.items(admin.command(&arguments), false).await?;
-        ensure!(expected.len() == mib, "{} items", expected.len());
+        // A cluster puts one of its own there.
+        ensure!(expected.len() >= mib, "{} items", expected.len());
         self.begin();
         let mut is_done = false;
         while !is_done || !self.enough.is_cancelled() {
