@@ -242,6 +242,11 @@ impl Work {
     }
 }
 
+/// Whether a request did not begin because there was no way: it was told so and nothing was lost.
+fn is_no_way(said: &str) -> bool {
+    said.contains("Error from server (ServiceUnavailable): throwline:")
+}
+
 async fn ended(mut child: Child) -> Result<(Option<i32>, String)> {
     let mut stderr = String::new();
     if let Some(mut pipe) = child.stderr.take() {

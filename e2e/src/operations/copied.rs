@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use aws_lc_rs::digest;
 use rand::Rng;
 use serde::Deserialize;
@@ -24,6 +24,9 @@ const LOOK: Duration = Duration::from_millis(10);
 /// progressed: more than what it says besides.
 const UNDER_WAY: u64 = 512 * 1024;
 const PROGRESS: u64 = 16 * 1024;
+
+/// Before what could not begin is tried again.
+const NO_WAY: Duration = Duration::from_millis(500);
 
 /// Which way a copy goes, by what the system counts of its process.
 #[derive(Clone, Copy)]
@@ -100,8 +103,27 @@ impl Work {
         Ok(self.waits)
     }
 
-    /// Runs one copy, and looks at how it gets on.
+    /// Copies; again where there was no way to begin it, which is no fault of a line.
     async fn copy(&mut self, arguments: &[&str], counted: Counted, mib: usize) -> Result<()> {
+        let began = Instant::now();
+        loop {
+            match self.copy_once(arguments, counted, mib).await? {
+                Ok(()) => return Ok(()),
+                Err(said) if super::is_no_way(&said) && began.elapsed() < self.patience => {
+                    tokio::time::sleep(NO_WAY).await;
+                }
+                Err(said) => bail!("{arguments:?} failed: {said}"),
+            }
+        }
+    }
+
+    /// Runs one copy, and looks at how it gets on. What it says when it fails.
+    async fn copy_once(
+        &mut self,
+        arguments: &[&str],
+        counted: Counted,
+        mib: usize,
+    ) -> Result<Result<(), String>> {
         let kubectl = self.kubectl();
         let child = kubectl.command(arguments).spawn()?;
         let id = child.id().context("a copy that has just begun")?;
@@ -130,13 +152,11 @@ impl Work {
         };
         let output = output.with_context(|| format!("{arguments:?} stands still"))??;
         self.waits.merge(waits);
-        ensure!(
-            output.status.success(),
-            "{arguments:?} ended with {}: {}",
-            output.status,
-            String::from_utf8_lossy(&output.stderr)
-        );
-        Ok(())
+        let said = String::from_utf8_lossy(&output.stderr);
+        Ok(match output.status.success() {
+            true => Ok(()),
+            false => Err(format!("{}: {said}", output.status)),
+        })
     }
 
     pub(super) async fn port_forward(mut self, mib: usize, idle: usize) -> Result<Waits> {
@@ -202,10 +222,14 @@ impl Work {
         let mut is_done = false;
         while !is_done || !self.enough.is_cancelled() {
             let command = self.kubectl().command(&arguments);
-            if self.items(command, true).await? != expected {
-                return Err(wrong("another list".to_owned()));
+            match self.items(command, true).await {
+                Ok(got) if got == expected => is_done = true,
+                Ok(_) => return Err(wrong("another list".to_owned())),
+                Err(error) if super::is_no_way(&format!("{error:#}")) => {
+                    tokio::time::sleep(NO_WAY).await;
+                }
+                Err(error) => return Err(error),
             }
-            is_done = true;
         }
         admin
             .ok(&["delete", "namespace", &namespace, "--wait=false"])
