@@ -125,6 +125,13 @@ impl Kept {
         Ok((handle, epoch))
     }
 
+    /// Whether a line waits for its stream.
+    pub(crate) fn is_awaited(&self) -> bool {
+        let lines = self.lock();
+        let mut phases = lines.values().map(|entry| entry.handle.phase());
+        phases.any(|phase| !phase.attached && !phase.over)
+    }
+
     /// Asks the user's side to leave the way that `leaving` is about, if the line is still on it.
     pub(crate) async fn ask_when_leaving(
         handle: Handle<Stream>,

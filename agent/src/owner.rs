@@ -57,6 +57,10 @@ impl Owner for Enrolled {
         self.status.clone()
     }
 
+    fn is_awaited(&self) -> bool {
+        self.agent.kept.is_awaited()
+    }
+
     /// Somebody may have enrolled this state directory anew.
     fn failed(&self, failure: &Failure) {
         if matches!(

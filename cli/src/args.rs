@@ -360,6 +360,10 @@ pub(crate) struct Agent {
     /// changes. 0s ends it with its connection.
     #[arg(long, value_name = "TIME", default_value = "120s", value_parser = humantime::parse_duration, env = "THROWLINE_DETACHED_LIFE")]
     pub(crate) detached_life: Duration,
+    /// Replace each connection to a relay at this age, more or less 20 %, at least 1s: before a
+    /// balancer that bounds the life of connections ends it. What goes over it moves to the new one.
+    #[arg(long, value_name = "TIME", default_value = "2h", value_parser = carrier_life, env = "THROWLINE_CARRIER_LIFE", help_heading = "Timing")]
+    pub(crate) carrier_life: Duration,
     /// Where audit events go: "stdout", "off", or a file to append to.
     #[arg(
         long,
@@ -495,6 +499,10 @@ pub(crate) struct Proxy {
     /// network changes. The agent may allow less; 0s ends them with their connection.
     #[arg(long, value_name = "TIME", default_value = "120s", value_parser = humantime::parse_duration, env = "THROWLINE_DETACHED_LIFE")]
     pub(crate) detached_life: Duration,
+    /// Replace each connection to a relay at this age, more or less 20 %, at least 1s: before a
+    /// balancer that bounds the life of connections ends it. What goes over it moves to the new one.
+    #[arg(long, value_name = "TIME", default_value = "2h", value_parser = carrier_life, env = "THROWLINE_CARRIER_LIFE", help_heading = "Timing")]
+    pub(crate) carrier_life: Duration,
     /// Serve /healthz, /readyz and /metrics on this address.
     #[arg(long, value_name = "ADDR", env = "THROWLINE_ADMIN_LISTEN")]
     pub(crate) admin_listen: Option<SocketAddr>,
@@ -502,6 +510,15 @@ pub(crate) struct Proxy {
     pub(crate) outbound: Outbound,
     #[command(flatten)]
     pub(crate) state: UserState,
+}
+
+/// Below a second, dialling would be all that is done.
+fn carrier_life(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(life) if life >= Duration::from_secs(1) => Ok(life),
+        Ok(_) => Err("at least 1s".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 /// `10.0.0.0/8`, or a bare address for itself alone.
@@ -537,6 +554,13 @@ mod tests {
             "d",
         ];
         assert!(Cli::try_parse_from(args).is_err());
+    }
+
+    #[test]
+    fn a_carrier_lives_a_second_at_least() {
+        assert_eq!(carrier_life("90m"), Ok(Duration::from_secs(5400)));
+        assert!(carrier_life("999ms").is_err());
+        assert!(carrier_life("soon").is_err());
     }
 
     fn trusted(words: &[&str]) -> Result<Vec<String>, clap::Error> {

@@ -15,6 +15,7 @@ pub mod excuse;
 pub mod faults;
 pub mod fleet;
 pub mod forwarder;
+pub mod harm;
 pub mod hostile;
 pub mod kubectl;
 pub mod leftovers;
@@ -36,6 +37,7 @@ pub mod suite;
 pub mod tinyproxy;
 pub mod tools;
 pub mod upstream;
+pub mod waits;
 pub mod world;
 
 use std::future::Future;

@@ -458,11 +458,18 @@ impl Proxy {
 #[derive(Debug, Default)]
 pub struct Builder {
     relay_arguments: Vec<String>,
+    agent_arguments: Vec<String>,
     proxy_arguments: Vec<String>,
     kubeconfig: Option<PathBuf>,
 }
 
 impl Builder {
+    pub fn agent_arguments(mut self, arguments: &[&str]) -> Self {
+        let arguments = arguments.iter().map(|argument| (*argument).to_owned());
+        self.agent_arguments = arguments.collect();
+        self
+    }
+
     pub fn proxy_arguments(mut self, arguments: &[&str]) -> Self {
         let arguments = arguments.iter().map(|argument| (*argument).to_owned());
         self.proxy_arguments = arguments.collect();
@@ -494,7 +501,8 @@ impl Builder {
             .unwrap_or(upstream.kubeconfig())
             .to_owned();
         let token = relay.token(&["--cluster", CLUSTER]).await?;
-        let agent = Agent::start(dir.path(), CLUSTER, &token, &kubeconfig, &[]).await?;
+        let arguments: Vec<&str> = self.agent_arguments.iter().map(String::as_str).collect();
+        let agent = Agent::start(dir.path(), CLUSTER, &token, &kubeconfig, &arguments).await?;
         agent.connected().await?;
         let token = relay
             .token(&["--user", USER, "--group", upstream.group()])

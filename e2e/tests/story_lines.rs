@@ -1,7 +1,7 @@
 //! Lines that outlive what carries them, and what people see when one cannot.
 
 use std::net::SocketAddr;
-use std::process::{ExitCode, Stdio};
+use std::process::{ExitCode, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -113,8 +113,7 @@ impl Scene {
         let mut failed = Vec::new();
         for (operation, running) in running {
             match running.end().await {
-                Ok(Some(pause)) => println!("    {operation:?}: longest pause {pause:?}"),
-                Ok(None) => {}
+                Ok(waits) => println!("    {operation:?}: longest pause {:?}", waits.longest()),
                 Err(fault) => failed.push(format!("{operation:?}: {fault:?}")),
             }
         }
@@ -283,15 +282,13 @@ async fn a_typist(_: Arc<()>) -> Result<()> {
     .await?;
     let took = since.elapsed();
     println!("    left after {took:?}");
-    let pause = running
+    let waits = running
         .end()
         .await
         .map_err(|fault| anyhow::anyhow!("{fault:?}\n{}", scene.fleet.logs()))?;
+    let pause = waits.longest();
     println!("    longest pause {pause:?}");
-    ensure!(
-        pause.is_some_and(|pause| pause < Duration::from_secs(8)),
-        "{pause:?}"
-    );
+    ensure!(pause < Duration::from_secs(8), "{pause:?}");
     scene.end().await
 }
 
@@ -306,10 +303,11 @@ async fn a_planned_move(_: Arc<()>) -> Result<()> {
         drain.make(&scene.fleet, &Excuses::default(), &[]).await?;
         scene.fleet.spread_over(2, BACK).await?;
     }
-    let pause = running
+    let waits = running
         .end()
         .await
         .map_err(|fault| anyhow::anyhow!("{fault:?}\n{}", scene.fleet.logs()))?;
+    let pause = waits.longest();
     println!("    {}, longest pause {pause:?}", scene.counted().await?);
     let now = scene.metrics().await?;
     let sum = now.sum("throwline_local_proxy_line_pause_seconds_sum", &[]);
@@ -384,39 +382,105 @@ async fn a_new_address(_: Arc<()>) -> Result<()> {
     upstream.clean().await
 }
 
+/// A kubectl whose line will not come back.
+struct Doomed {
+    what: &'static str,
+    child: tokio::process::Child,
+    lines: tokio::io::Lines<BufReader<tokio::process::ChildStdout>>,
+}
+
+impl Doomed {
+    /// Begins; returns once its first line was read.
+    async fn start(what: &'static str, kubectl: &Kubectl, arguments: &[&str]) -> Result<Self> {
+        let mut child = kubectl.command(arguments).spawn()?;
+        let mut lines = BufReader::new(child.stdout.take().context("no output")?).lines();
+        let first = tokio::time::timeout(Duration::from_secs(60), lines.next_line()).await;
+        first
+            .context(what)??
+            .with_context(|| format!("{what}: no line"))?;
+        Ok(Self { what, child, lines })
+    }
+
+    /// Waits for its end; how it ended and what it still said, of which `more` is no news.
+    async fn ended(mut self) -> Result<(ExitStatus, String)> {
+        let (mut said, mut stderr) = (String::new(), String::new());
+        let mut pipe = self.child.stderr.take().context("no errors")?;
+        let reading = async {
+            let printed = async {
+                while let Ok(Some(line)) = self.lines.next_line().await {
+                    if line != "more" {
+                        said.push_str(&line);
+                    }
+                }
+            };
+            tokio::join!(printed, pipe.read_to_string(&mut stderr)).1
+        };
+        let read = tokio::time::timeout(Duration::from_secs(60), reading).await;
+        read.with_context(|| format!("{} does not end", self.what))??;
+        said.push_str(&stderr);
+        let status = self.child.wait().await?;
+        println!("    {}: {status}: {}", self.what, said.trim());
+        Ok((status, said))
+    }
+}
+
+/// One of each kind that lasts, over HTTP/2 and, where that is another case, HTTP/1.1.
+async fn doomed(world: &World, pod: &Pod) -> Result<Vec<Doomed>> {
+    let kubectl = world.newest()?;
+    let http1 = kubectl.clone().env("DISABLE_HTTP2", "true");
+    let endless = "while :; do echo more; sleep 0.1; done";
+    let exec = ["exec", &pod.name, "--", "sh", "-c", endless];
+    let watch = ["get", "configmaps", "--watch"];
+    let logs = ["logs", "--follow", &pod.name];
+    let forward = ["port-forward", &pod.name, ":9"];
+    Ok(vec![
+        Doomed::start("exec", &kubectl, &exec).await?,
+        Doomed::start("get --watch", &kubectl, &watch).await?,
+        Doomed::start("get --watch, HTTP/1.1", &http1, &watch).await?,
+        Doomed::start("logs --follow", &kubectl, &logs).await?,
+        Doomed::start("logs --follow, HTTP/1.1", &http1, &logs).await?,
+        Doomed::start("port-forward", &kubectl, &forward).await?,
+    ])
+}
+
+/// All of them end as failures, and those that can, say why. A watch says it in its own way: as
+/// the last thing that it shows, for kubectl ends a watch well whatever ended it.
+async fn all_say(doomed: Vec<Doomed>, what: &str) -> Result<()> {
+    let ended = doomed.into_iter().map(async |doomed| {
+        let name = doomed.what;
+        (name, doomed.ended().await)
+    });
+    for (name, ended) in futures::future::join_all(ended).await {
+        let (status, said) = ended?;
+        let is_watch = name.starts_with("get");
+        ensure!(is_watch || !status.success(), "{name} ended well");
+        if is_watch || name == "exec" {
+            contains(&said, what).context(name)?;
+        }
+    }
+    Ok(())
+}
+
 async fn a_line_whose_time_is_over(_: Arc<()>) -> Result<()> {
-    let world = Builder::default()
+    let mut world = Builder::default()
         .proxy_arguments(&["--detached-life", "3s"])
         .start()
         .await?;
-    let pod = Pod::start(&world.upstream, &world.namespace, pod::IDLE).await?;
-    let kubectl = world.newest()?;
-    let endless = "while :; do echo more; sleep 0.1; done";
-    let mut child = kubectl
-        .command(&["exec", &pod.name, "--", "sh", "-c", endless])
-        .stdout(Stdio::piped())
-        .spawn()?;
-    let mut lines = BufReader::new(child.stdout.take().context("no output")?).lines();
-    lines.next_line().await?.context("no line")?;
+    let script = "while :; do echo more; sleep 0.1; done";
+    let pod = Pod::start(&world.upstream, &world.namespace, script).await?;
+    let doomed = doomed(&world, &pod).await?;
     let since = Instant::now();
     world.relay.process.kill().await?;
-    while lines.next_line().await?.is_some() {}
-    let mut stderr = String::new();
-    let mut pipe = child.stderr.take().context("no errors")?;
-    pipe.read_to_string(&mut stderr).await?;
-    let status = child.wait().await?;
-    ensure!(!status.success(), "a cut line ended with {status}");
+    all_say(doomed, "was lost for longer than 3 s (--detached-life)").await?;
     ensure!(
         since.elapsed() < Duration::from_secs(30),
         "{:?}",
         since.elapsed()
     );
-    println!("    kubectl says: {stderr}");
     contains(
         &world.proxy.process.log(),
         "could not be resumed within 3 s",
     )?;
-    let mut world = world;
     world.relay.restart().await?;
     pod.remove().await?;
     world.close().await
@@ -424,33 +488,19 @@ async fn a_line_whose_time_is_over(_: Arc<()>) -> Result<()> {
 
 async fn a_replaced_agent(_: Arc<()>) -> Result<()> {
     let mut world = World::start().await?;
-    let pod = Pod::start(&world.upstream, &world.namespace, pod::IDLE).await?;
-    let kubectl = world.newest()?;
-    let endless = "while :; do echo more; sleep 0.1; done";
-    let mut child = kubectl
-        .command(&["exec", &pod.name, "--", "sh", "-c", endless])
-        .spawn()?;
-    let mut lines = BufReader::new(child.stdout.take().context("no output")?).lines();
-    lines.next_line().await?.context("no line")?;
+    let script = "while :; do echo more; sleep 0.1; done";
+    let pod = Pod::start(&world.upstream, &world.namespace, script).await?;
+    let doomed = doomed(&world, &pod).await?;
     world.agent.process.kill().await?;
     world.agent.restart().await?;
     let since = Instant::now();
-    while lines.next_line().await?.is_some() {}
-    let status = child.wait().await?;
-    println!(
-        "    kubectl ended with {status} after {:?}",
-        since.elapsed()
-    );
-    ensure!(
-        !status.success(),
-        "its agent was gone, and it ended with {status}"
-    );
+    all_say(doomed, "was restarted or replaced").await?;
     ensure!(
         since.elapsed() < Duration::from_secs(30),
         "{:?}",
         since.elapsed()
     );
-    contains(&world.proxy.process.log(), "was replaced")?;
+    contains(&world.proxy.process.log(), "was restarted or replaced")?;
     pod.remove().await?;
     world.close().await
 }

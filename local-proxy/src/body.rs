@@ -1,6 +1,7 @@
 //! Bodies: of answers, those that pass through and our own short ones; of requests, those that can
 //! be sent once more as long as nobody has read them.
 
+use crate::{forward::lost, last_words};
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 use http_body_util::Full;
@@ -12,6 +13,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
 };
+use throwline_tunnel::{line::Handle, mux};
 
 pin_project! {
     /// What kubectl is answered with. A pass-through body hands on each frame as it comes, and an
@@ -23,7 +25,39 @@ pin_project! {
             #[pin] incoming: Incoming,
             // Given back when the body ends or is dropped: the session's stream, the gauges.
             held: Option<Box<dyn Any + Send + Sync>>,
+            watch: Option<Watch>,
         },
+    }
+}
+
+/// A watch's events, which are lines.
+pub(crate) struct Watch {
+    cluster: String,
+    line: Option<Handle<mux::Stream>>,
+    /// The last byte ended an event.
+    is_between: bool,
+    is_over: bool,
+}
+
+impl Watch {
+    fn pass(&mut self, frame: &Frame<Bytes>) {
+        if let Some(last) = frame.data_ref().and_then(|data| data.last()) {
+            self.is_between = *last == b'\n';
+        }
+    }
+
+    /// The last event, if there may be one.
+    fn end(&mut self, error: &hyper::Error) -> Option<Frame<Bytes>> {
+        if !std::mem::replace(&mut self.is_between, false) {
+            return None;
+        }
+        self.is_over = true;
+        let line = self.line.as_ref().and_then(Handle::failed);
+        let failure = match line {
+            Some(error) => last_words::why(&self.cluster, &error),
+            None => lost(&self.cluster, error),
+        };
+        Some(Frame::data(last_words::last_event(&failure)))
     }
 }
 
@@ -39,6 +73,27 @@ pub(crate) fn passing(incoming: Incoming, held: impl Any + Send + Sync) -> Body 
     Body::Passing {
         incoming,
         held: Some(Box::new(held)),
+        watch: None,
+    }
+}
+
+/// The same of a watch whose events are lines of JSON. A loss becomes its last event, which is how
+/// an API server ends one too: a reset behind it could overtake it.
+pub(crate) fn watch(
+    incoming: Incoming,
+    held: impl Any + Send + Sync,
+    cluster: String,
+    line: Option<Handle<mux::Stream>>,
+) -> Body {
+    Body::Passing {
+        incoming,
+        held: Some(Box::new(held)),
+        watch: Some(Watch {
+            cluster,
+            line,
+            is_between: true,
+            is_over: false,
+        }),
     }
 }
 
@@ -52,10 +107,26 @@ impl http_body::Body for Body {
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         match self.project() {
             BodyProj::Own { full } => full.poll_frame(cx).map_err(|never| match never {}),
-            BodyProj::Passing { incoming, held } => {
+            BodyProj::Passing {
+                incoming,
+                held,
+                watch,
+            } => {
+                if watch.as_ref().is_some_and(|watch| watch.is_over) {
+                    return Poll::Ready(None);
+                }
                 let frame = incoming.poll_frame(cx);
                 if matches!(frame, Poll::Ready(None | Some(Err(_)))) {
                     held.take();
+                }
+                match (&frame, watch) {
+                    (Poll::Ready(Some(Ok(frame))), Some(watch)) => watch.pass(frame),
+                    (Poll::Ready(Some(Err(error))), Some(watch)) => {
+                        if let Some(event) = watch.end(error) {
+                            return Poll::Ready(Some(Ok(event)));
+                        }
+                    }
+                    _ => {}
                 }
                 frame
             }
@@ -65,7 +136,12 @@ impl http_body::Body for Body {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Own { full } => full.is_end_stream(),
-            Self::Passing { incoming, .. } => incoming.is_end_stream(),
+            Self::Passing {
+                incoming, watch, ..
+            } => match watch {
+                Some(watch) => watch.is_over || incoming.is_end_stream(),
+                None => incoming.is_end_stream(),
+            },
         }
     }
 

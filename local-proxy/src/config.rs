@@ -75,6 +75,9 @@ pub struct Timing {
     /// How long the carrier outlives the last request before it is no longer re-dialled.
     /// Default 15 min.
     pub carrier_idle: Duration,
+    /// A carrier is replaced, make before break, at this age ± 20 %: balancers have hard limits.
+    /// Default 2 h, at least 1 s; costs a handshake each time.
+    pub rotate: Duration,
     /// How long an API session or a warm spare is kept without use. Default 10 min; costs one
     /// stream and about 50 KiB on each side.
     pub session_idle: Duration,
@@ -98,6 +101,7 @@ impl Default for Timing {
             request_head: Duration::from_secs(17),
             wait_for_relay: Duration::from_secs(8),
             carrier_idle: Duration::from_secs(15 * 60),
+            rotate: Duration::from_secs(2 * 60 * 60),
             session_idle: Duration::from_secs(10 * 60),
             detached: Duration::from_secs(120),
             session_ping: Duration::from_secs(20),

@@ -70,6 +70,19 @@ pub enum Failure {
     /// The line or its session ended before the answer began.
     #[error("the connection to cluster {cluster} was lost before it answered: {why}")]
     Lost { cluster: String, why: String },
+    /// What had begun over a line ended with it: no way was found in time.
+    #[error(
+        "the connection to cluster {cluster} was lost for longer than {seconds} s (--detached-life) and was given up; run the command again ({why})"
+    )]
+    Expired {
+        cluster: String,
+        seconds: u64,
+        /// Of the last attempt.
+        why: String,
+    },
+    /// What had begun over a line ended with it, for another reason.
+    #[error("the connection to cluster {cluster} has ended: {why}")]
+    Ended { cluster: String, why: String },
     #[error("cluster {cluster} did not answer within {seconds} s")]
     Timeout { cluster: String, seconds: u64 },
     #[error("the local proxy is stopping")]

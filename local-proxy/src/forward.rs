@@ -4,6 +4,7 @@ use crate::{
     body::{self, Body, Upload},
     error::Failure,
     headers::{Upgrade, remove_hop_by_hop},
+    last_words::is_json_watch,
     metrics::{Held, Metrics},
     route::{Route, RouteError, route},
     session::{Sessions, refused_by_agent},
@@ -101,6 +102,7 @@ async fn plain(
     in_flight: Held,
 ) -> Result<Response<Body>, Failure> {
     let cluster = route.cluster.clone();
+    let path = route.path.clone();
     let mut request = request;
     remove_hop_by_hop(request.headers_mut());
     request.headers_mut().remove(header::HOST);
@@ -134,10 +136,13 @@ async fn plain(
     let (mut parts, incoming) = response.into_parts();
     remove_hop_by_hop(&mut parts.headers);
     parts.version = Version::HTTP_11;
-    Ok(Response::from_parts(
-        parts,
-        body::passing(incoming, (lease, in_flight)),
-    ))
+    let line = lease.line();
+    let held = (lease, in_flight);
+    let body = match is_json_watch(&path, &parts.headers) {
+        true => body::watch(incoming, held, cluster, line),
+        false => body::passing(incoming, held),
+    };
+    Ok(Response::from_parts(parts, body))
 }
 
 /// Whether the agent says that it has not looked at the request (RFC 9113, section 8.7). A session

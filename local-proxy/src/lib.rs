@@ -5,7 +5,8 @@
 //! ([`store`], [`login()`]) and our entries in the kubeconfig ([`kubeconfig`]).
 //!
 //! **Invariant:** only holders of the kubeconfig's client certificate get past the loopback TLS.
-//! **Invariant:** a stream that was cut reaches kubectl as a cut, never as a clean, short end.
+//! **Invariant:** a stream that was cut reaches kubectl as a cut or with an error of its protocol's own,
+//! never as a clean, short end.
 //! **Invariant:** only [`status`] turns errors into HTTP responses.
 
 mod body;
@@ -15,6 +16,7 @@ mod error;
 mod forward;
 mod headers;
 pub mod kubeconfig;
+mod last_words;
 mod login;
 mod loopback;
 mod metrics;

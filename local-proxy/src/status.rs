@@ -131,8 +131,10 @@ impl From<&Failure> for Status {
             | Failure::AgentRefusesUs { .. } => {
                 Self::new(StatusCode::UNAUTHORIZED, "Unauthorized", &message)
             }
-            Failure::Timeout { .. } => Self::new(StatusCode::GATEWAY_TIMEOUT, "Timeout", &message),
-            Failure::Lost { .. } | Failure::Internal(_) => {
+            Failure::Timeout { .. } | Failure::Expired { .. } => {
+                Self::new(StatusCode::GATEWAY_TIMEOUT, "Timeout", &message)
+            }
+            Failure::Lost { .. } | Failure::Ended { .. } | Failure::Internal(_) => {
                 Self::new(StatusCode::BAD_GATEWAY, "InternalError", &message)
             }
             Failure::RelayUnreachable { .. }
@@ -184,7 +186,7 @@ pub(crate) fn refusal_message(cluster: &str, refusal: &Refusal, now: SystemTime)
             None => format!("cluster {cluster} is offline: its agent is not connected"),
         },
         RefusalCode::InstanceGone => format!(
-            "the agent of cluster {cluster} was replaced, and what ran through the old one has ended; try again"
+            "the agent of cluster {cluster} was restarted or replaced, and what ran through the old one has ended; run the command again"
         ),
         RefusalCode::NotAllowed => {
             format!("you may not reach cluster {cluster}; ask an administrator for access")

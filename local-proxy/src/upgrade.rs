@@ -6,6 +6,7 @@ use crate::{
     error::Failure,
     forward::{Proxy, close, lost, target},
     headers::{Upgrade, remove_hop_by_hop, set_upgrade},
+    last_words::{LastWords, Room},
     metrics::Held,
     route::Route,
     session::UpgradeSession,
@@ -28,6 +29,7 @@ pub(crate) async fn forward(
     in_flight: Held,
 ) -> Result<Response<Body>, Failure> {
     let cluster = route.cluster.clone();
+    let path = route.path.clone();
     let client = hyper::upgrade::on(&mut request);
     remove_hop_by_hop(request.headers_mut());
     set_upgrade(request.headers_mut(), kind);
@@ -63,7 +65,16 @@ pub(crate) async fn forward(
     }
     proxy.metrics().count("upgraded");
     let agent = hyper::upgrade::on(&mut response);
-    copy(proxy, cluster, client, agent, session, in_flight);
+    let room = match kind {
+        Upgrade::WebSocket => Room::of_websocket(path.path(), response.headers()),
+        Upgrade::Spdy => Room::None,
+    };
+    let ends = Ends {
+        client,
+        agent,
+        room,
+    };
+    copy(proxy, cluster, ends, session, in_flight);
 
     let (mut parts, _) = response.into_parts();
     remove_hop_by_hop(&mut parts.headers);
@@ -133,20 +144,21 @@ fn say_goodbye(proxy: &Arc<Proxy>, client: OnUpgrade) {
     });
 }
 
-fn copy(
-    proxy: &Arc<Proxy>,
-    cluster: String,
+/// What is copied between.
+struct Ends {
     client: OnUpgrade,
     agent: OnUpgrade,
-    session: UpgradeSession,
-    in_flight: Held,
-) {
+    /// For what kubectl is told if the agent's ends badly.
+    room: Room,
+}
+
+fn copy(proxy: &Arc<Proxy>, cluster: String, ends: Ends, session: UpgradeSession, in_flight: Held) {
     let UpgradeSession { held, .. } = session;
     let upgraded = Held::one(&proxy.metrics().upgraded);
     let bytes = proxy.metrics().upgraded_bytes.clone();
     proxy.sessions.shared().spawn(async move {
         let _held = (held, upgraded, in_flight);
-        let (client, agent) = match futures::future::try_join(client, agent).await {
+        let (client, agent) = match futures::future::try_join(ends.client, ends.agent).await {
             Ok(both) => both,
             Err(error) => {
                 tracing::debug!(cluster, %error, "upgrade did not complete");
@@ -156,7 +168,7 @@ fn copy(
         let meter = Meter::default();
         let outcome = splice::splice(
             TokioIo::new(client),
-            TokioIo::new(agent),
+            LastWords::new(TokioIo::new(agent), cluster.clone(), ends.room),
             &splice::Config::default(),
             &meter,
         )

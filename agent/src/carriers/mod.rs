@@ -45,6 +45,11 @@ pub trait Owner: Send + Sync + 'static {
     /// What relays are told of the cluster.
     fn status(&self) -> watch::Receiver<AgentStatus>;
 
+    /// Whether somebody waits for a carrier, with a line that was cut: the back-off is shorter then.
+    fn is_awaited(&self) -> bool {
+        false
+    }
+
     /// A dial has failed; the next one asks [`Owner::dialling`] again.
     fn failed(&self, failure: &Failure);
 }

@@ -29,6 +29,10 @@ const TRY_AGAIN: Duration = Duration::from_millis(200);
 /// balancer may not know yet that a relay is back; then ever more seldom, for it can be sticky.
 const LOOK_AGAIN: (Duration, Duration) = (Duration::from_secs(8), Duration::from_secs(10 * 60));
 
+/// The mean wait before the next dial while lines that were cut wait for a carrier. They do for the
+/// detached life at most (120 s), so it costs some forty dials of the agents that have any.
+const AWAITED: Duration = Duration::from_secs(3);
+
 pub(super) struct Slot {
     number: usize,
     set: Arc<Set>,
@@ -113,8 +117,7 @@ impl Slot {
                     Ok(connection) => *current = Some(self.serve(connection)),
                     Err(failure) => {
                         self.failed(&failure);
-                        let wait = self.backoff.next(&mut rand::rng());
-                        self.pause(wait).await;
+                        self.pause().await;
                     }
                 }
                 continue;
@@ -124,8 +127,7 @@ impl Slot {
                     self.set.release(self.number);
                     self.backoff.lived(live.since.elapsed());
                     *current = None;
-                    let wait = self.backoff.next(&mut rand::rng());
-                    self.pause(wait).await;
+                    self.pause().await;
                 }
                 Due::Move(why) => match self.connect(Some(why)).await {
                     Ok(connection) => {
@@ -162,10 +164,21 @@ impl Slot {
         }
     }
 
-    /// Waits out the back-off, or until there is another network to try.
-    async fn pause(&mut self, wait: Duration) {
+    /// Waits out the back-off, less of it while lines wait for a carrier, or until there is another
+    /// network to try. What a relay has asked for is heeded in full.
+    async fn pause(&mut self) {
+        let is_asked = self.backoff.is_asked();
+        let wait = self.backoff.next(&mut rand::rng());
+        let set = &self.set;
+        let awaited = async {
+            tokio::time::sleep(jittered(AWAITED)).await;
+            if is_asked || set.has_sibling(self.number) || !set.owner.is_awaited() {
+                std::future::pending().await
+            }
+        };
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
+            () = awaited => {}
             Ok(()) = self.network.changed() => {}
         }
     }

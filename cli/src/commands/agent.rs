@@ -47,6 +47,7 @@ pub(super) async fn run(args: args::Agent) -> anyhow::Result<()> {
     };
     config.audit_required = args.audit_required;
     config.limits.kept.detached = args.detached_life;
+    config.timing.carriers.rotate = args.carrier_life;
     config.timing.carriers.count = usize::from(args.carriers);
     until_second_signal(second, throwline_agent::run(config, admin, shutdown)).await
 }

@@ -28,6 +28,7 @@ pub(super) async fn run(args: args::Proxy) -> anyhow::Result<()> {
         None => anyhow::bail!("there is no home directory for a kubeconfig; give --kubeconfig"),
     };
     config.timing.detached = args.detached_life;
+    config.timing.rotate = args.carrier_life;
     config.set_current = args.set_current_context;
 
     let readiness = Readiness::new();

@@ -1,8 +1,10 @@
 //! Rounds of random faults against what people do with kubectl: every byte must be there, once and
 //! in order, and every exit code right. Run it by `cargo xtask chaos`.
 //!
-//! The last line is the result; the exit code is 1 on any corruption or loss. The seed draws the
-//! operations, the faults and the moments: with the same seed the same ones come in the same order.
+//! The last line is the result; the exit code is 1 on any corruption or loss. Before it come the
+//! pauses, by fault and by operation: the longest wait for a sign of progress (see
+//! [`throwline_e2e::waits`]) that was each fault's. The seed draws the operations, the faults and
+//! the moments: with the same seed the same ones come in the same order.
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -10,12 +12,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use throwline_e2e::excuse::Excuses;
-use throwline_e2e::faults::{self, Asked, BACK, Fault};
+use throwline_e2e::faults::BACK;
 use throwline_e2e::fleet::{Fleet, Front, Size};
-use throwline_e2e::link::State;
+use throwline_e2e::harm::Harm;
 use throwline_e2e::metrics;
 use throwline_e2e::operations::{self, Ground, Operation, Running};
+use throwline_e2e::waits::{Table, Waits, median};
 
 /// One cluster and one user: it is lines that are looked at, not crowds.
 const SIZE: Size = Size {
@@ -38,7 +40,22 @@ struct Outcome {
     rounds: u64,
     corrupted: u64,
     lost: u64,
+    /// The longest of each round.
     pauses: Vec<Duration>,
+    by_fault: Table,
+    by_operation: Table,
+}
+
+impl Outcome {
+    fn count(&mut self, operation: Operation, happened: &[(Instant, &str)], waits: &Waits) {
+        self.pauses.push(waits.longest());
+        let began: Vec<Instant> = happened.iter().map(|(began, _)| *began).collect();
+        for ((_, kind), pause) in happened.iter().zip(waits.longest_for(&began)) {
+            println!("      {kind}: {} ms", pause.as_millis());
+            self.by_fault.add(kind, pause);
+            self.by_operation.add(operation.name(), pause);
+        }
+    }
 }
 
 #[tokio::main]
@@ -52,17 +69,17 @@ async fn main() -> ExitCode {
         Err(error) => Err(error),
     };
     match outcome {
-        Ok(mut outcome) => {
-            outcome.pauses.sort_unstable();
-            let median = outcome.pauses.get(outcome.pauses.len() / 2);
-            let ms = |pause: Option<&Duration>| pause.map_or(0, Duration::as_millis);
+        Ok(outcome) => {
+            println!("the longest wait of each fault:\n{}", outcome.by_fault);
+            println!("the same by what was done:\n{}", outcome.by_operation);
+            let worst = outcome.pauses.iter().max().copied().unwrap_or_default();
             println!(
                 "rounds={} corrupted={} lost={} pause_ms_median={} pause_ms_worst={}",
                 outcome.rounds,
                 outcome.corrupted,
                 outcome.lost,
-                ms(median),
-                ms(outcome.pauses.last()),
+                median(outcome.pauses).as_millis(),
+                worst.as_millis(),
             );
             match outcome.corrupted + outcome.lost {
                 0 => ExitCode::SUCCESS,
@@ -96,94 +113,6 @@ fn options() -> Result<Options> {
     Ok(options)
 }
 
-/// What can happen to a line that it must outlive.
-enum Harm {
-    Fault(Fault),
-    /// kill -9 of the balancer.
-    Balancer {
-        down: Duration,
-    },
-}
-
-impl std::fmt::Display for Harm {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Fault(fault) => fault.fmt(f),
-            Self::Balancer { down } => write!(f, "kill -9 of the balancer, down for {down:?}"),
-        }
-    }
-}
-
-impl Harm {
-    async fn make(self, fleet: &Fleet) -> Result<()> {
-        match self {
-            Self::Fault(fault) => {
-                let fault = aimed(fault, fleet).await?;
-                fault.make(fleet, &Excuses::default(), &[]).await
-            }
-            Self::Balancer { down } => {
-                fleet.restart_balancer(down).await?;
-                fleet.spread_over(2, BACK).await.map(drop)
-            }
-        }
-    }
-}
-
-fn draw(rng: &mut StdRng) -> Harm {
-    let relay = rng.random_range(0..SIZE.relays);
-    let ms =
-        |rng: &mut StdRng, from: u64, to: u64| Duration::from_millis(rng.random_range(from..to));
-    let state = match rng.random_bool(0.5) {
-        true => State::Silent,
-        false => State::Closed,
-    };
-    if rng.random_range(0..11) == 0 {
-        return Harm::Balancer {
-            down: ms(rng, 200, 3000),
-        };
-    }
-    Harm::Fault(match rng.random_range(0..10) {
-        0..=3 => Fault::KillRelay {
-            relay,
-            down: ms(rng, 500, 5000),
-        },
-        4..=5 => Fault::DrainRelay {
-            relay,
-            asked: Asked::Signal,
-        },
-        6..=7 => Fault::CutProxy {
-            proxy: 0,
-            state,
-            lasts: ms(rng, 200, 15_000),
-        },
-        8 => Fault::CutAgent {
-            agent: 0,
-            state,
-            lasts: ms(rng, 200, 15_000),
-        },
-        _ => Fault::RollingRestart,
-    })
-}
-
-/// A relay that carries nothing is no fault of lines: takes one that does, if there is one.
-async fn aimed(fault: Fault, fleet: &Fleet) -> Result<Fault> {
-    let (Fault::KillRelay { relay, .. } | Fault::DrainRelay { relay, .. }) = fault else {
-        return Ok(fault);
-    };
-    let mut at = relay;
-    for number in (0..SIZE.relays).map(|turn| (relay + turn) % SIZE.relays) {
-        if !faults::ways_over(fleet, number).await?.is_empty() {
-            at = number;
-            break;
-        }
-    }
-    Ok(match fault {
-        Fault::KillRelay { down, .. } => Fault::KillRelay { relay: at, down },
-        Fault::DrainRelay { asked, .. } => Fault::DrainRelay { relay: at, asked },
-        other => other,
-    })
-}
-
 async fn chaos(options: Options) -> Result<Outcome> {
     throwline_ops::limits::raise_open_files();
     let Options {
@@ -206,28 +135,30 @@ async fn chaos(options: Options) -> Result<Outcome> {
         let happening: Vec<(Duration, Harm)> = (0..rng.random_range(1..=3))
             .map(|_| {
                 let after = Duration::from_millis(rng.random_range(0..1500));
-                (after, draw(&mut rng))
+                (after, Harm::draw(&mut rng, SIZE))
             })
             .collect();
-        let told: Vec<String> = happening
-            .iter()
-            .map(|(_, fault)| fault.to_string())
-            .collect();
+        let told: Vec<String> = happening.iter().map(|(_, harm)| harm.to_string()).collect();
         println!("{round:>4}  {operation:?}: {}", told.join("; "));
         let running = Running::start(operation, &ground).await?;
-        for (after, fault) in happening {
+        let mut happened = Vec::new();
+        for (after, harm) in happening {
             tokio::time::sleep(after).await;
+            let harm = harm.aim(&fleet).await?;
+            happened.push((Instant::now(), harm.kind()));
             // How soon an agent that was hit again and again is at two relays is not what is asked.
-            if let Err(error) = fault.make(&fleet).await {
+            if let Err(error) = harm.make(&fleet).await {
                 println!("      {error:#}");
             }
         }
         match running.end().await {
-            Ok(pause) => {
-                outcome.pauses.extend(pause);
-                let pause =
-                    pause.map_or(String::new(), |pause| format!(", longest pause {pause:?}"));
-                println!("      well after {:?}{pause}", began.elapsed());
+            Ok(waits) => {
+                outcome.count(operation, &happened, &waits);
+                println!(
+                    "      well after {:?}, longest wait {:?}",
+                    began.elapsed(),
+                    waits.longest()
+                );
             }
             Err(operations::Fault::Corrupted(what)) => {
                 outcome.corrupted += 1;

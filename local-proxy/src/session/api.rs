@@ -11,7 +11,7 @@ use std::{
     },
     time::Duration,
 };
-use throwline_tunnel::proto::messages::LineKind;
+use throwline_tunnel::{line::Handle, mux, proto::messages::LineKind};
 use tokio::time::Instant;
 
 /// What one stalled reader can make us hold on an API session. 512 KiB fills a path of 40 Mbit/s
@@ -46,9 +46,15 @@ pub(crate) struct Lease {
     in_flight: Arc<AtomicUsize>,
     last_used: Arc<Mutex<Instant>>,
     ended: Arc<OnceLock<Failure>>,
+    line: Option<Handle<mux::Stream>>,
 }
 
 impl Lease {
+    /// The line below, if that outlives its carrier.
+    pub(crate) fn line(&self) -> Option<Handle<mux::Stream>> {
+        self.line.clone()
+    }
+
     /// Why the agent ended the session, where that says more than that a request was lost.
     pub(crate) fn ended(&self) -> Option<Failure> {
         self.ended.get().cloned()
@@ -120,6 +126,7 @@ impl ApiSession {
             in_flight: self.in_flight.clone(),
             last_used: self.last_used.clone(),
             ended: self.ended.clone(),
+            line: self.ground.line.clone(),
         }
     }
 

@@ -68,6 +68,11 @@ impl<S> Handle<S> {
         *self.shared.phase.borrow()
     }
 
+    /// Why the line has ended, if it has and not well.
+    pub fn failed(&self) -> Option<LineError> {
+        self.shared.lock().failed.clone()
+    }
+
     /// Bytes that had to be sent again so far.
     pub fn replayed(&self) -> u64 {
         self.shared.lock().machine.replayed()

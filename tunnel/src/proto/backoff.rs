@@ -47,6 +47,11 @@ impl Backoff {
         }
     }
 
+    /// Whether a relay has said how long the next wait is to be.
+    pub fn is_asked(&self) -> bool {
+        self.asked.is_some()
+    }
+
     /// The wait before the next attempt.
     pub fn next<R: Rng + ?Sized>(&mut self, rng: &mut R) -> Duration {
         let Config { min, max, .. } = self.config;
@@ -118,8 +123,10 @@ mod tests {
         let mut rng = StdRng::seed_from_u64(7);
         let mut backoff = Backoff::new(Config::default());
         backoff.honour(Duration::from_secs(90));
+        assert!(backoff.is_asked());
         let wait = backoff.next(&mut rng);
         assert!(wait >= Duration::from_secs(90) && wait <= Duration::from_secs(108));
+        assert!(!backoff.is_asked());
         assert!(backoff.next(&mut rng) <= Duration::from_secs(2));
         backoff.honour(Duration::MAX);
         assert!(backoff.next(&mut rng) <= Duration::from_secs(720));

@@ -28,8 +28,6 @@ const EAGER: Duration = Duration::from_secs(1);
 const AT_ONCE: Duration = Duration::from_millis(200);
 /// How long a carrier must have lived for that.
 const SETTLED: Duration = Duration::from_secs(2);
-/// A carrier is replaced, make before break, at this age ± 20 %: balancers have hard limits.
-const ROTATE: Duration = Duration::from_secs(2 * 3600);
 /// How often to look whether a carrier is still needed.
 const LOOK: Duration = Duration::from_secs(5);
 /// How long a replaced carrier may go on for the streams it has.
@@ -223,7 +221,11 @@ impl Link {
         let left = not_after
             .duration_since(SystemTime::now())
             .unwrap_or_default();
-        let age = ROTATE.mul_f64(rand::rng().random_range(0.8..1.2));
+        let age = self
+            .0
+            .timing
+            .rotate
+            .mul_f64(rand::rng().random_range(0.8..1.2));
         age.min(left.mul_f64(0.8)).max(EAGER)
     }
 }

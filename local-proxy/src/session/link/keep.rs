@@ -222,7 +222,10 @@ impl Keeper {
             Err(ResumeError::Over) => return Err(Attempt::Over),
             Err(ResumeError::Gone) => {
                 *gone += 1;
-                let text = "the agent has let go of the line".to_owned();
+                let text = format!(
+                    "the agent of cluster {} no longer has what ran there; run the command again",
+                    self.cluster
+                );
                 return Err(match *gone < BELIEVE_GONE {
                     true => Attempt::Vain(text),
                     false => Attempt::Final(text),
@@ -277,7 +280,11 @@ impl Keeper {
     fn give_up(&self, error: LineError, label: &str) {
         let metrics = &self.link.0.metrics;
         metrics.lines_given_up.with_label_values(&[label]).inc();
-        tracing::warn!(cluster = self.cluster, %error, "a line is given up");
+        let what = match self.kind {
+            LineKind::Upgrade => "an exec, attach, cp or port-forward",
+            LineKind::Api | LineKind::Unspecified => "watches and other requests",
+        };
+        tracing::warn!(cluster = self.cluster, %error, what, "a line is given up");
         self.handle.give_up(error);
     }
 }
