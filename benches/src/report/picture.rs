@@ -136,7 +136,6 @@ mod tests {
     }
 
     #[test]
-    #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     fn a_picture_names_its_rows_and_ways() {
         let mut figures = Figures::default();
         figures.add(Row::Upload, DIRECT, 100.0);

@@ -22,7 +22,6 @@ mod tests {
     use super::*;
 
     #[test]
-    #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     fn only_what_is_between_the_markers_is_replaced() {
         let old = "head\n<!-- x: written by cargo xtask bench -->\nold\n<!-- end of x -->\ntail\n";
         let new = put(old, "x", "new\n").unwrap();
