@@ -15,8 +15,10 @@ use hyper_util::rt::TokioIo;
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 const ALPN: &[u8] = b"http/1.1";
 
@@ -63,15 +65,17 @@ impl Target {
         }
     }
 
-    pub(crate) async fn connect(&self) -> anyhow::Result<Connection> {
+    async fn secure(&self) -> anyhow::Result<TlsStream<TcpStream>> {
         let tcp = TcpStream::connect(self.addr)
             .await
             .with_context(|| format!("cannot reach {}", self.addr))?;
         tcp.set_nodelay(true)?;
-        let tls = self
-            .connector
-            .connect(ServerName::from(self.addr.ip()), tcp)
-            .await?;
+        let name = ServerName::from(self.addr.ip());
+        Ok(self.connector.connect(name, tcp).await?)
+    }
+
+    pub(crate) async fn connect(&self) -> anyhow::Result<Connection> {
+        let tls = self.secure().await?;
         let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(tls)).await?;
         tokio::spawn(connection);
         Ok(Connection {
@@ -79,6 +83,26 @@ impl Target {
             prefix: self.prefix.clone(),
             host: self.addr.to_string(),
         })
+    }
+
+    /// An upgraded request, as exec sends it: a line of its own.
+    pub(crate) async fn upgrade(&self) -> anyhow::Result<Echo> {
+        let mut stream = self.secure().await?;
+        let path = "/api/v1/namespaces/default/pods/p/exec?command=cat&stdin=true";
+        let head = format!(
+            "POST {}{path} HTTP/1.1\r\nHost: {}\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n\
+             Content-Length: 0\r\n\r\n",
+            self.prefix, self.addr
+        );
+        stream.write_all(head.as_bytes()).await?;
+        stream.flush().await?;
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"\r\n\r\n") {
+            answer.push(stream.read_u8().await?);
+        }
+        let switched = answer.starts_with(b"HTTP/1.1 101");
+        ensure!(switched, "{}", String::from_utf8_lossy(&answer));
+        Ok(Echo { stream })
     }
 
     /// Connects, asks for so many bytes, and reads none of them for as long as this is held.
@@ -89,6 +113,23 @@ impl Target {
             _connection: connection,
             _body: body,
         })
+    }
+}
+
+/// An upgraded connection whose far end sends back what it gets.
+pub(crate) struct Echo {
+    stream: TlsStream<TcpStream>,
+}
+
+impl Echo {
+    /// There and back.
+    pub(crate) async fn ask(&mut self, message: &[u8]) -> anyhow::Result<()> {
+        self.stream.write_all(message).await?;
+        self.stream.flush().await?;
+        let mut answer = vec![0; message.len()];
+        self.stream.read_exact(&mut answer).await?;
+        ensure!(answer == message, "the echo is another");
+        Ok(())
     }
 }
 

@@ -1,9 +1,11 @@
 //! Side-by-side measurements: the same client and the same upstream, directly, through Throwline
 //! and through other tunnels, interleaved in one run. What counts is the ratio.
 
+mod capacity;
 mod client;
 mod delay;
 mod helper;
+mod idle;
 mod measure;
 mod proc;
 mod report;
@@ -12,6 +14,7 @@ mod upstream;
 mod ways;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
@@ -44,9 +47,32 @@ struct Args {
 
 #[derive(clap::Subcommand)]
 enum Role {
+    /// What an idle agent and an idle line cost in memory, by part.
+    Idle {
+        #[arg(long, default_value_t = 5_000)]
+        agents: usize,
+    },
+    /// How cost grows with busy lines and with agents.
+    Capacity {
+        /// As many at most.
+        #[arg(long, default_value_t = 5_000)]
+        agents: usize,
+    },
     /// The upstream's own process.
     #[command(hide = true)]
     Upstream,
+    /// Idle agents' own process.
+    #[command(hide = true)]
+    Agents {
+        #[arg(long)]
+        state: PathBuf,
+        #[arg(long)]
+        public: String,
+        #[arg(long)]
+        prefix: String,
+        #[arg(long)]
+        count: usize,
+    },
     /// A wide-area path's own process.
     #[command(hide = true)]
     Delay {
@@ -65,6 +91,14 @@ async fn main() -> anyhow::Result<()> {
         Some(Role::Delay { to, round_trip_ms }) => {
             return delay::serve(to, Duration::from_millis(round_trip_ms));
         }
+        Some(Role::Idle { agents }) => return idle::run(agents).await,
+        Some(Role::Capacity { agents }) => return capacity::run(agents).await,
+        Some(Role::Agents {
+            state,
+            public,
+            prefix,
+            count,
+        }) => return idle::agents(&state, &public, &prefix, count).await,
         None => {}
     }
     let sizes = if args.quick {

@@ -1,6 +1,7 @@
 //! Thousands of agents in one process: the product's own carriers, each with an identity of its
 //! own, and no cluster behind them.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -31,15 +32,28 @@ pub struct Enrolled {
 impl Enrolled {
     /// By the authority of `relay`, in its own tables or in this database's.
     pub async fn at(relay: &Relay, database: Option<&str>, count: usize) -> Result<Self> {
+        let (state, public) = (&relay.state, &relay.public_url);
+        Self::by(state, database, public, "simulated-", count).await
+    }
+
+    /// By the authority that keeps its state there, and whose relay is at `public`; their names
+    /// begin with `prefix`.
+    pub async fn by(
+        state: &Path,
+        database: Option<&str>,
+        public: &str,
+        prefix: &str,
+        count: usize,
+    ) -> Result<Self> {
         let database = database.map(Database::from_url).transpose()?;
-        let url: Url = relay.public_url.parse()?;
-        let builder = Authority::builder(&relay.state).database(database);
+        let url: Url = public.parse()?;
+        let builder = Authority::builder(state).database(database);
         let authority = builder.open_or_create(&url).await?;
         let identities = stream::iter(0..count)
             .map(|number| {
                 let (authority, url) = (&authority, &url);
                 async move {
-                    let subject = Subject::Cluster(format!("simulated-{number}"));
+                    let subject = Subject::Cluster(format!("{prefix}{number}"));
                     let life = Duration::from_secs(3600);
                     let token = authority.create_token(&subject, life, url).await?;
                     let pending = PendingIdentity::generate()?;
@@ -52,6 +66,25 @@ impl Enrolled {
             .await?;
         let roots = authority.roots().clone();
         Ok(Self { identities, roots })
+    }
+}
+
+impl Enrolled {
+    /// So many of them, apart from the others.
+    pub fn split_off(&mut self, count: usize) -> Self {
+        let rest = self.identities.len().saturating_sub(count);
+        Self {
+            identities: self.identities.split_off(rest),
+            roots: self.roots.clone(),
+        }
+    }
+
+    pub fn len(&self) -> usize {
+        self.identities.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.identities.is_empty()
     }
 }
 

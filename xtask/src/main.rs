@@ -25,6 +25,10 @@ Commands:
   bench [--quick] [--rounds N] [--dry] [--only WAY]
                             the side-by-side measurements, optimised: direct, ssh -R, rathole,
                             Throwline; writes benches/README.md. --quick only sees that they run
+  bench idle [--agents N]   memory of an idle agent and an idle line, by part, with 5,000 or N
+  bench capacity [--agents N]
+                            requests a second, CPU and memory by lines and agents; writes
+                            docs/operating.md
   soak [--minutes N] [--seed N] [--relays N] [--agents N] [--proxies N] [--front FRONT]
                             10 min of random kills, drains, cut links and slow readers under
                             load, of 3 relays, 30 agents and 20 proxies; then counts what

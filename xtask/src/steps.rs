@@ -127,6 +127,7 @@ pub(crate) fn bench(root: &Path, arguments: &[String]) -> Result<ExitCode> {
     let mut build = run::cargo(root);
     build.args(["build", "--workspace"]);
     build.args(["--bin", "throwline", "--bin", "throwline-benches"]);
+    build.args(["--bin", "layers"]);
     if !quick {
         build.arg("--release");
         if !alone {

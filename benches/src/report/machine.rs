@@ -3,7 +3,7 @@
 use anyhow::Context;
 
 /// As "2026-11-25, 2 cores of AMD EPYC, 24 GiB, Linux 6.18".
-pub(super) fn described() -> anyhow::Result<String> {
+pub(crate) fn described() -> anyhow::Result<String> {
     let cores = std::thread::available_parallelism()?;
     let cpus = std::fs::read_to_string("/proc/cpuinfo")?;
     let model = value(&cpus, "model name").unwrap_or("an unnamed processor");

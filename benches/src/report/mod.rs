@@ -12,7 +12,9 @@ use anyhow::Context;
 use crate::rows::{Figures, Group};
 use crate::ways::Way;
 
+pub(crate) use machine::described;
 pub(crate) use readme::put;
+pub(crate) use table::figure;
 
 /// Beside the README that shows it.
 const PICTURE: &str = "figures.svg";

@@ -7,12 +7,13 @@ mod throwline;
 use std::any::Any;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use throwline_e2e::kubectl::Kubectl;
 use throwline_e2e::upstream::Upstream;
-use throwline_e2e::{eventually, tools};
+use throwline_e2e::{Relay, eventually, tools};
 
 use crate::client::Target;
 use crate::helper::Helper;
@@ -131,6 +132,10 @@ impl Route {
         self.family(None).map(proc::cpu_seconds).sum()
     }
 
+    pub(crate) fn cpu_of(&self, side: Side) -> f64 {
+        self.family(Some(side)).map(proc::cpu_seconds).sum()
+    }
+
     pub(crate) fn has(&self, side: Side) -> bool {
         self.parts.iter().any(|(part, _)| *part == side)
     }
@@ -215,6 +220,13 @@ async fn route(name: &'static str, site: &Site, distance: Distance) -> anyhow::R
         _ => direct(site, distance).await,
     };
     route.with_context(|| format!("{name}, {}", distance.label()))
+}
+
+/// Throwline alone, all on one machine, answering; with its relay, for others to connect to.
+pub(crate) async fn throwline_with_relay(site: &Site) -> anyhow::Result<(Route, Arc<Relay>)> {
+    let (route, relay) = throwline::with_relay(site, Distance::Near).await?;
+    route.answers().await?;
+    Ok((route, relay))
 }
 
 async fn direct(site: &Site, distance: Distance) -> anyhow::Result<Route> {

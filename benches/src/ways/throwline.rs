@@ -1,5 +1,7 @@
 //! Our own: relay, agent and local proxy as processes of the binary that people run.
 
+use std::sync::Arc;
+
 use anyhow::Context;
 use throwline_e2e::kubectl::Kubectl;
 use throwline_e2e::{Agent, Proxy, Relay, User, free_address, tools};
@@ -21,12 +23,20 @@ pub(super) fn version() -> anyhow::Result<String> {
 }
 
 pub(super) async fn route(site: &Site, distance: Distance) -> anyhow::Result<Route> {
+    let (route, _) = with_relay(site, distance).await?;
+    Ok(route)
+}
+
+pub(super) async fn with_relay(
+    site: &Site,
+    distance: Distance,
+) -> anyhow::Result<(Route, Arc<Relay>)> {
     let dir = site.room(&format!("throwline-{}", distance.label()))?;
     let mut held = Held::default();
     let listen = free_address()?;
     let public = distance.hop(listen, &mut held).await?;
     let public = format!("https://localhost:{}", public.port());
-    let relay = Relay::at(&dir.join("relay"), listen, &public, &[]).await?;
+    let relay = Arc::new(Relay::at(&dir.join("relay"), listen, &public, &[]).await?);
 
     let kubeconfig = dir.join("upstream.kubeconfig");
     let ca = dir.join("upstream-ca.pem");
@@ -76,11 +86,12 @@ pub(super) async fn route(site: &Site, distance: Distance) -> anyhow::Result<Rou
     ];
     let target = Target::of(&context).context("the context of the local proxy")?;
     // Clients first, when they are dropped.
-    held.keep((proxy, user, agent, relay));
-    Ok(Route {
+    held.keep((proxy, user, agent, relay.clone()));
+    let route = Route {
         target,
         kubectl,
         parts,
         _held: held,
-    })
+    };
+    Ok((route, relay))
 }
