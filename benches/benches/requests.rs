@@ -147,7 +147,7 @@ fn requests(criterion: &mut Criterion) {
     group.throughput(Throughput::Elements(1));
     for (name, path) in [
         ("small GET, kept connection", "/version"),
-        ("list of namespaces", "/api/v1/namespaces"),
+        ("discovery of the core group", "/api/v1"),
     ] {
         group.bench_function(name, |bencher| {
             bencher.iter_custom(|iterations| {
