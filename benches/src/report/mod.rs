@@ -49,11 +49,15 @@ impl Report<'_> {
         picture::draw(&dir.join(PICTURE), self.figures, &names)?;
         let versions = self.ways.iter().map(|way| way.version.as_str());
         let versions: Vec<&str> = versions.filter(|version| !version.is_empty()).collect();
+        let rounds = match self.rounds {
+            1 => "one round".to_owned(),
+            more => format!("{more} rounds"),
+        };
         let mut text = format!(
-            "{}, {} rounds, release profile. {}.\n\nMedians of the rounds (least–most); **×** is the ratio to the direct \
+            "{}, {}, release profile. {}.\n\nMedians of the rounds (least–most); **×** is the ratio to the direct \
              way.\n\n![How fast each way is beside the direct one]({PICTURE})\n\n{}",
             machine::described()?,
-            self.rounds,
+            rounds,
             versions.join("; "),
             self.tables()
         );

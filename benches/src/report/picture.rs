@@ -17,10 +17,10 @@ const FOOT: i32 = 34;
 /// Where bars may be, from the left.
 const FROM: i32 = 330;
 const TO: i32 = 930;
-/// The axis: from a twentieth of the direct speed to four times of it.
+/// The axis: from a twentieth of the direct speed to eight times of it.
 const SLOWEST: f64 = 0.05;
-const FASTEST: f64 = 4.0;
-const TICKS: [(f64, &str); 7] = [
+const FASTEST: f64 = 8.0;
+const TICKS: [(f64, &str); 8] = [
     (0.05, "0.05 ×"),
     (0.1, "0.1 ×"),
     (0.2, "0.2 ×"),
@@ -28,6 +28,7 @@ const TICKS: [(f64, &str); 7] = [
     (1.0, "as direct"),
     (2.0, "2 ×"),
     (4.0, "4 ×"),
+    (8.0, "8 ×"),
 ];
 /// Told apart by people who see fewer colours, too (Okabe and Ito); ours is the last.
 const COLOURS: [RGBColor; 3] = [
