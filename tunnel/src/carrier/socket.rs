@@ -32,7 +32,9 @@ pub(super) async fn secure(
         only.alpn_protocols = vec![b"http/1.1".to_vec()];
         tls = only.into();
     }
-    let stream = TlsConnector::from(tls).connect(name, ReadAhead::new(socket)).await?;
+    let stream = TlsConnector::from(tls)
+        .connect(name, ReadAhead::new(socket))
+        .await?;
     Ok(Socket::Tls(Box::new(stream)))
 }
 
