@@ -89,19 +89,24 @@ impl Pod {
     }
 }
 
-/// A pod that serves one file over HTTP, for port-forwards: with busybox's httpd where the image
-/// has it, with Python on this machine. Returns it with its port and the file's SHA-256.
-pub async fn file_server(
-    upstream: &Upstream,
-    namespace: &str,
-    mib: usize,
-) -> Result<(Pod, u16, String)> {
+/// A pod that serves `file`, and its first 64 KiB as `small`, over HTTP.
+pub struct FileServer {
+    pub pod: Pod,
+    pub port: u16,
+    /// Their SHA-256.
+    pub file: String,
+    pub small: String,
+}
+
+/// For port-forwards: with busybox's httpd where the image has it, with Python on this machine.
+pub async fn file_server(upstream: &Upstream, namespace: &str, mib: usize) -> Result<FileServer> {
     // In the demo cluster all pods share this machine's ports.
     let port = free_address()?.port();
     // The checksum is said once somebody listens: busybox's httpd goes to the background then.
     let script = format!(
         "mkdir -p www && head -c {} /dev/urandom > www/file || exit 1
-         sum=$(sha256sum www/file)
+         head -c 65536 www/file > www/small || exit 1
+         sum=$(sha256sum www/file www/small)
          served() {{ echo \"$sum\"; {IDLE}; }}
          if command -v httpd >/dev/null 2>&1; then httpd -p {port} -h www && served; exit 1; fi
          if command -v busybox >/dev/null 2>&1 && busybox httpd --help >/dev/null 2>&1; then
@@ -119,13 +124,20 @@ server.serve_forever()' \"$sum\"",
         mib * 1024 * 1024
     );
     let pod = Pod::start(upstream, namespace, &script).await?;
-    let sum = eventually(Duration::from_secs(60), "the file is made", || async {
+    let sums = eventually(Duration::from_secs(60), "the file is made", || async {
         let log = pod.admin.ok(&["logs", &pod.name]).await?;
-        match log.split_whitespace().next() {
-            Some(sum) if sum.len() == 64 => Ok(sum.to_owned()),
-            _ => bail!("no checksum yet: {log:?}"),
+        let sums = log.split_whitespace().step_by(2);
+        match sums.collect::<Vec<_>>()[..] {
+            [file, small] if small.len() == 64 => Ok((file.to_owned(), small.to_owned())),
+            _ => bail!("no checksums yet: {log:?}"),
         }
     })
     .await?;
-    Ok((pod, port, sum))
+    let (file, small) = sums;
+    Ok(FileServer {
+        pod,
+        port,
+        file,
+        small,
+    })
 }

@@ -30,7 +30,7 @@ const SIZE: Size = Size {
 };
 
 fn main() -> ExitCode {
-    let limit = Duration::from_secs(300);
+    let limit = Duration::from_secs(if is_large() { 1800 } else { 300 });
     Suite::new()
         .alone("everything_outlives_its_relay", limit, a_killed_relay)
         .alone("everything_outlives_its_balancer", limit, a_killed_balancer)
@@ -61,12 +61,16 @@ fn main() -> ExitCode {
         .run(|| async { Ok(()) })
 }
 
+fn is_large() -> bool {
+    std::env::var_os("THROWLINE_E2E_LARGE").is_some()
+}
+
 /// MiB copied, MiB forwarded, idle connections, MiB listed: small in every run of the tests, and
 /// large with `THROWLINE_E2E_LARGE`.
 fn sizes() -> (usize, usize, usize, usize) {
-    match std::env::var_os("THROWLINE_E2E_LARGE") {
-        Some(_) => (500, 1024, 50, 500),
-        None => (30, 30, 20, 10),
+    match is_large() {
+        true => (500, 1024, 50, 500),
+        false => (30, 30, 20, 10),
     }
 }
 
@@ -211,8 +215,7 @@ async fn a_silent_link(_: Arc<()>) -> Result<()> {
 
 /// 2 GiB with `THROWLINE_E2E_LARGE`; the relay dies again and again meanwhile.
 async fn a_large_answer(_: Arc<()>) -> Result<()> {
-    let large = std::env::var_os("THROWLINE_E2E_LARGE").is_some();
-    let total: u64 = if large { 2 << 30 } else { 64 << 20 } / 16;
+    let total: u64 = if is_large() { 2 << 30 } else { 64 << 20 } / 16;
     let dir = private_dir()?;
     let backend = Backend::start(dir.path()).await?;
     let mut world = Builder::default()
@@ -249,7 +252,8 @@ async fn a_large_answer(_: Arc<()>) -> Result<()> {
         world.relay.process.kill().await?;
         world.relay.restart().await?;
     }
-    tokio::time::timeout(Duration::from_secs(240), reading)
+    let patience = Duration::from_secs(if is_large() { 900 } else { 240 });
+    tokio::time::timeout(patience, reading)
         .await
         .context("it stands still")???;
     let status = child.wait().await?;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use futures::future::try_join_all;
 use throwline_e2e::kubectl::Transport;
-use throwline_e2e::pod::{self, Pod};
+use throwline_e2e::pod::{self, FileServer, Pod};
 use throwline_e2e::process::Process;
 use throwline_e2e::pty::Pty;
 use throwline_e2e::{
@@ -333,7 +333,12 @@ async fn checksum_of(bytes: &[u8]) -> String {
 }
 
 async fn port_forward_both_ways(world: Arc<World>, version: Version) -> Result<()> {
-    let (pod, port, sum) = pod::file_server(&world.upstream, &world.namespace, 2).await?;
+    let FileServer {
+        pod,
+        port,
+        file: sum,
+        ..
+    } = pod::file_server(&world.upstream, &world.namespace, 2).await?;
     for transport in version.transports() {
         let kubectl = world.kubectl(&version).over(transport);
         let context = || format!("{} over {transport:?}", version.label);
@@ -353,7 +358,12 @@ async fn port_forward_both_ways(world: Arc<World>, version: Version) -> Result<(
 }
 
 async fn two_hundred_connections(world: Arc<World>) -> Result<()> {
-    let (pod, port, sum) = pod::file_server(&world.upstream, &world.namespace, 1).await?;
+    let FileServer {
+        pod,
+        port,
+        file: sum,
+        ..
+    } = pod::file_server(&world.upstream, &world.namespace, 1).await?;
     let version = tools::newest_kubectl()?;
     for transport in [Transport::WebSocket, Transport::Spdy] {
         let kubectl = world.kubectl(&version).over(transport);
@@ -375,7 +385,12 @@ async fn two_hundred_connections(world: Arc<World>) -> Result<()> {
 }
 
 async fn download_256_mb(world: Arc<World>) -> Result<()> {
-    let (pod, port, sum) = pod::file_server(&world.upstream, &world.namespace, 256).await?;
+    let FileServer {
+        pod,
+        port,
+        file: sum,
+        ..
+    } = pod::file_server(&world.upstream, &world.namespace, 256).await?;
     let version = tools::newest_kubectl()?;
     for transport in [Transport::WebSocket, Transport::Spdy] {
         let forward =

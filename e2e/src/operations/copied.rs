@@ -13,6 +13,7 @@ use tokio::net::TcpStream;
 use tokio::process::Command;
 
 use super::{Work, wrong};
+use crate::pod::FileServer;
 use crate::waits::Waits;
 use crate::{pod, unique};
 
@@ -25,6 +26,8 @@ const LOOK: Duration = Duration::from_millis(10);
 const UNDER_WAY: u64 = 512 * 1024;
 const PROGRESS: u64 = 16 * 1024;
 
+/// Objects made by one kubectl.
+const AT_ONCE: usize = 20;
 /// Before what could not begin is tried again.
 const NO_WAY: Duration = Duration::from_millis(500);
 
@@ -160,8 +163,12 @@ impl Work {
     }
 
     pub(super) async fn port_forward(mut self, mib: usize, idle: usize) -> Result<Waits> {
-        let (pod, port, sum) =
-            pod::file_server(&self.ground.upstream, &self.ground.namespace, mib).await?;
+        let FileServer {
+            pod,
+            port,
+            file,
+            small,
+        } = pod::file_server(&self.ground.upstream, &self.ground.namespace, mib).await?;
         let kubectl = self.kubectl();
         let forward = format!(":{port}");
         let mut child = kubectl
@@ -183,13 +190,14 @@ impl Work {
         let mut is_done = false;
         while !is_done || !self.enough.is_cancelled() {
             let stream = TcpStream::connect(&address).await?;
-            let got = download(stream, Some(&mut self.waits)).await?;
-            same_sum(&sum, &got, "what was downloaded")?;
+            let got = download(stream, "file", Some(&mut self.waits)).await?;
+            same_sum(&file, &got, "what was downloaded")?;
             is_done = true;
         }
         for stream in waiting {
-            let got = download(stream, None).await.context("an idle connection")?;
-            same_sum(&sum, &got, "what an idle connection brought")?;
+            let got = download(stream, "small", None);
+            let got = got.await.context("an idle connection")?;
+            same_sum(&small, &got, "what an idle connection brought")?;
         }
         ensure!(child.try_wait()?.is_none(), "the port-forward ended");
         child.kill().await?;
@@ -202,15 +210,19 @@ impl Work {
         let admin = self.admin()?.namespace(&namespace);
         admin.ok(&["create", "namespace", &namespace]).await?;
         let filler = "x".repeat(900 * 1024);
-        // 1 MiB with what is around it in the list, about.
-        for number in 0..mib {
-            let manifest = serde_json::json!({
-                "apiVersion": "v1", "kind": "ConfigMap",
-                "metadata": {"name": format!("c{number}"), "namespace": namespace},
-                "data": {"x": format!("{number}{filler}")},
-            });
+        let numbers: Vec<usize> = (0..mib).collect();
+        for numbers in numbers.chunks(AT_ONCE) {
+            let one = |number: &usize| {
+                serde_json::json!({
+                    "apiVersion": "v1", "kind": "ConfigMap",
+                    "metadata": {"name": format!("c{number}"), "namespace": namespace},
+                    "data": {"x": format!("{number}{filler}")},
+                })
+            };
+            let items: Vec<_> = numbers.iter().map(one).collect();
+            let list = serde_json::json!({"apiVersion": "v1", "kind": "List", "items": items});
             admin
-                .ok_with(&["create", "-f", "-"], manifest.to_string().as_bytes())
+                .ok_with(&["create", "-f", "-"], list.to_string().as_bytes())
                 .await?;
         }
         let path = format!("/api/v1/namespaces/{namespace}/configmaps");
@@ -295,11 +307,14 @@ fn count(id: u32, counted: Counted) -> Option<u64> {
     line?.trim().parse().ok()
 }
 
-/// GET of the file server's file, to the end of the connection; the SHA-256 of its body.
-async fn download(mut stream: TcpStream, mut waits: Option<&mut Waits>) -> Result<String> {
-    stream
-        .write_all(b"GET /file HTTP/1.0\r\nHost: pod\r\n\r\n")
-        .await?;
+/// GET of a file server's file, to the end of the connection; the SHA-256 of its body.
+async fn download(
+    mut stream: TcpStream,
+    file: &str,
+    mut waits: Option<&mut Waits>,
+) -> Result<String> {
+    let request = format!("GET /{file} HTTP/1.0\r\nHost: pod\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
     let mut last = Instant::now();
     let mut head = Vec::new();
     let mut sum = digest::Context::new(&digest::SHA256);
