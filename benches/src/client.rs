@@ -1,8 +1,7 @@
-//! The client of every measurement: the same code against the upstream itself and against the
-//! local proxy, so that the ratio of two figures is the path's and nothing else's.
+//! The client of every measurement: the same code against the upstream itself and through each
+//! tunnel, so that the ratio of two figures is the path's and nothing else's.
 
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,65 +9,73 @@ use anyhow::{Context, ensure};
 use bytes::Bytes;
 use http::{Method, Request, header};
 use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
 use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::pki_types::{CertificateDer, ServerName};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+const ALPN: &[u8] = b"http/1.1";
 
 /// One way to the upstream.
 #[derive(Clone)]
 pub(crate) struct Target {
-    pub(crate) name: &'static str,
     addr: SocketAddr,
     prefix: String,
     connector: TlsConnector,
 }
 
 impl Target {
-    pub(crate) fn new(
-        name: &'static str,
-        addr: SocketAddr,
-        prefix: &str,
-        ca_pem: &[u8],
-        client: Option<(&Path, &Path)>,
-    ) -> anyhow::Result<Self> {
+    /// The upstream's own TLS at this address.
+    pub(crate) fn bare(addr: SocketAddr, ca_pem: &str) -> anyhow::Result<Self> {
         let mut roots = RootCertStore::empty();
-        for ca in CertificateDer::pem_slice_iter(ca_pem) {
+        for ca in CertificateDer::pem_slice_iter(ca_pem.as_bytes()) {
             roots.add(ca?)?;
         }
-        let builder = rustls::ClientConfig::builder_with_provider(throwline_certs::tls::provider())
+        let mut tls = rustls::ClientConfig::builder_with_provider(throwline_certs::tls::provider())
             .with_safe_default_protocol_versions()?
-            .with_root_certificates(roots);
-        let mut tls = match client {
-            Some((cert, key)) => {
-                let chain = CertificateDer::pem_file_iter(cert)?.collect::<Result<Vec<_>, _>>()?;
-                builder.with_client_auth_cert(chain, PrivateKeyDer::from_pem_file(key)?)?
-            }
-            None => builder.with_no_client_auth(),
-        };
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        tls.alpn_protocols = vec![ALPN.to_vec()];
+        Ok(Self::new(addr, String::new(), tls))
+    }
+
+    /// As a kubeconfig says it.
+    pub(crate) fn of(context: &throwline_e2e::client::Target) -> anyhow::Result<Self> {
+        let tls = context.tls(&[ALPN])?;
+        Ok(Self::new(
+            context.address.parse()?,
+            context.prefix.clone(),
+            tls,
+        ))
+    }
+
+    fn new(addr: SocketAddr, prefix: String, mut tls: rustls::ClientConfig) -> Self {
         // A new kubectl has no session to resume; a measurement of new connections must not either.
         tls.resumption = rustls::client::Resumption::disabled();
-        tls.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(Self {
-            name,
+        Self {
             addr,
-            prefix: prefix.to_owned(),
+            prefix,
             connector: TlsConnector::from(Arc::new(tls)),
-        })
+        }
+    }
+
+    async fn secure(&self) -> anyhow::Result<TlsStream<TcpStream>> {
+        let tcp = TcpStream::connect(self.addr)
+            .await
+            .with_context(|| format!("cannot reach {}", self.addr))?;
+        tcp.set_nodelay(true)?;
+        let name = ServerName::from(self.addr.ip());
+        Ok(self.connector.connect(name, tcp).await?)
     }
 
     pub(crate) async fn connect(&self) -> anyhow::Result<Connection> {
-        let tcp = TcpStream::connect(self.addr)
-            .await
-            .with_context(|| format!("cannot reach {}", self.name))?;
-        tcp.set_nodelay(true)?;
-        let tls = self
-            .connector
-            .connect(ServerName::from(self.addr.ip()), tcp)
-            .await?;
+        let tls = self.secure().await?;
         let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(tls)).await?;
         tokio::spawn(connection);
         Ok(Connection {
@@ -77,6 +84,59 @@ impl Target {
             host: self.addr.to_string(),
         })
     }
+
+    /// An upgraded request, as exec sends it: a line of its own.
+    pub(crate) async fn upgrade(&self) -> anyhow::Result<Echo> {
+        let mut stream = self.secure().await?;
+        let path = "/api/v1/namespaces/default/pods/p/exec?command=cat&stdin=true";
+        let head = format!(
+            "POST {}{path} HTTP/1.1\r\nHost: {}\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n\
+             Content-Length: 0\r\n\r\n",
+            self.prefix, self.addr
+        );
+        stream.write_all(head.as_bytes()).await?;
+        stream.flush().await?;
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"\r\n\r\n") {
+            answer.push(stream.read_u8().await?);
+        }
+        let switched = answer.starts_with(b"HTTP/1.1 101");
+        ensure!(switched, "{}", String::from_utf8_lossy(&answer));
+        Ok(Echo { stream })
+    }
+
+    /// Connects, asks for so many bytes, and reads none of them for as long as this is held.
+    pub(crate) async fn stall(&self, size: u64) -> anyhow::Result<Stalled> {
+        let mut connection = self.connect().await?;
+        let body = connection.begin(size).await?;
+        Ok(Stalled {
+            _connection: connection,
+            _body: body,
+        })
+    }
+}
+
+/// An upgraded connection whose far end sends back what it gets.
+pub(crate) struct Echo {
+    stream: TlsStream<TcpStream>,
+}
+
+impl Echo {
+    /// There and back.
+    pub(crate) async fn ask(&mut self, message: &[u8]) -> anyhow::Result<()> {
+        self.stream.write_all(message).await?;
+        self.stream.flush().await?;
+        let mut answer = vec![0; message.len()];
+        self.stream.read_exact(&mut answer).await?;
+        ensure!(answer == message, "the echo is another");
+        Ok(())
+    }
+}
+
+/// A reader that has stopped.
+pub(crate) struct Stalled {
+    _connection: Connection,
+    _body: Incoming,
 }
 
 /// One kept connection.
@@ -90,6 +150,16 @@ impl Connection {
     /// One GET; how long it took until its last byte. Fails unless exactly `size` bytes came.
     pub(crate) async fn get(&mut self, size: u64) -> anyhow::Result<Duration> {
         let started = Instant::now();
+        let mut body = self.begin(size).await?;
+        let mut received = 0;
+        while let Some(frame) = body.frame().await {
+            received += frame?.data_ref().map_or(0, |data| data.len() as u64);
+        }
+        ensure!(received == size, "{received} bytes came of {size}");
+        Ok(started.elapsed())
+    }
+
+    async fn begin(&mut self, size: u64) -> anyhow::Result<Incoming> {
         let request = self.request(Method::GET, &format!("/bytes/{size}"), Bytes::new())?;
         self.sender.ready().await?;
         let response = self.sender.send_request(request).await?;
@@ -98,13 +168,7 @@ impl Connection {
             "the answer was {}",
             response.status()
         );
-        let mut body = response.into_body();
-        let mut received = 0;
-        while let Some(frame) = body.frame().await {
-            received += frame?.data_ref().map_or(0, |data| data.len() as u64);
-        }
-        ensure!(received == size, "{received} bytes came of {size}");
-        Ok(started.elapsed())
+        Ok(response.into_body())
     }
 
     /// One POST of `body`; how long until the upstream said that it has all of it.

@@ -1,88 +1,184 @@
-//! Side-by-side measurements: the same client and the same upstream, once directly and once
-//! through relay, agent and local proxy, interleaved in one run. What counts is the ratio.
+//! Side-by-side measurements: the same client and the same upstream, directly, through Throwline
+//! and through other tunnels, interleaved in one run. What counts is the ratio.
 
+mod capacity;
 mod client;
+mod delay;
+mod helper;
+mod idle;
 mod measure;
+mod proc;
 mod report;
-mod stack;
+mod rows;
 mod upstream;
+mod ways;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
-use anyhow::Context;
 use clap::Parser;
+use throwline_e2e::suite::Skipped;
+use throwline_e2e::tools;
 
-use crate::measure::Sizes;
+use crate::measure::{Measurement, Sizes};
 use crate::report::Report;
-use crate::stack::Stack;
+use crate::rows::{DIRECT, Figures, Row};
+use crate::ways::{Site, THROWLINE, Way};
 
-/// Measure Throwline against a direct connection.
+/// Measure Throwline and other tunnels beside a direct connection.
 #[derive(Parser)]
 struct Args {
     /// A short run, to see that everything measures; its figures mean nothing.
     #[arg(long)]
     quick: bool,
-    /// The binary to measure. By default the one built beside this program.
-    #[arg(long, value_name = "FILE", env = "THROWLINE_BIN")]
-    throwline: Option<PathBuf>,
-    /// How many times each row is measured on each way.
-    #[arg(long, default_value_t = 5)]
-    rounds: usize,
+    /// How many times each row is measured on each way. Default 5; with --quick 1.
+    #[arg(long)]
+    rounds: Option<usize>,
+    /// Leave README.md and its picture as they are.
+    #[arg(long)]
+    dry: bool,
+    /// Measure only this way beside the direct one, e.g. "Throwline". Implies --dry.
+    #[arg(long)]
+    only: Option<String>,
     #[command(subcommand)]
     role: Option<Role>,
 }
 
 #[derive(clap::Subcommand)]
 enum Role {
+    /// What an idle agent and an idle line cost in memory, by part.
+    Idle {
+        #[arg(long, default_value_t = 5_000)]
+        agents: usize,
+    },
+    /// How cost grows with busy lines and with agents.
+    Capacity {
+        /// As many at most.
+        #[arg(long, default_value_t = 5_000)]
+        agents: usize,
+    },
     /// The upstream's own process.
     #[command(hide = true)]
     Upstream,
+    /// Idle agents' own process.
+    #[command(hide = true)]
+    Agents {
+        #[arg(long)]
+        state: PathBuf,
+        #[arg(long)]
+        public: String,
+        #[arg(long)]
+        prefix: String,
+        #[arg(long)]
+        count: usize,
+    },
+    /// A wide-area path's own process.
+    #[command(hide = true)]
+    Delay {
+        #[arg(long)]
+        to: SocketAddr,
+        #[arg(long)]
+        round_trip_ms: u64,
+    },
 }
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
-    if let Some(Role::Upstream) = args.role {
-        return upstream::serve().await;
+    match args.role {
+        Some(Role::Upstream) => return upstream::serve().await,
+        Some(Role::Delay { to, round_trip_ms }) => {
+            return delay::serve(to, Duration::from_millis(round_trip_ms));
+        }
+        Some(Role::Idle { agents }) => return idle::run(agents).await,
+        Some(Role::Capacity { agents }) => return capacity::run(agents).await,
+        Some(Role::Agents {
+            state,
+            public,
+            prefix,
+            count,
+        }) => return idle::agents(&state, &public, &prefix, count).await,
+        None => {}
     }
-    let throwline = match args.throwline {
-        Some(path) => path,
-        None => std::env::current_exe()?.with_file_name("throwline"),
-    };
-    anyhow::ensure!(
-        throwline.exists(),
-        "{} is missing; build it in the same profile first",
-        throwline.display()
-    );
-    let (rounds, sizes) = if args.quick {
-        (1, Sizes::QUICK)
+    let sizes = if args.quick {
+        Sizes::QUICK
     } else {
-        (args.rounds, Sizes::FULL)
+        Sizes::FULL
     };
-    let stack = Stack::start(&throwline).await?;
-    let mut report = Report::default();
-    for round in 1..=rounds {
-        eprintln!("round {round} of {rounds}");
-        let cpu = || stack.cpu_seconds();
-        report.direct(
-            measure::round(&stack.direct, &sizes, cpu)
-                .await
-                .context("measuring the direct way")?,
-        );
-        report.unkept(
-            measure::round(&stack.unkept, &sizes, cpu)
-                .await
-                .context("measuring through the line without resumption")?,
-        );
-        report.through(
-            measure::round(&stack.through, &sizes, cpu)
-                .await
-                .context("measuring through the line")?,
-        );
+    let rounds = args.rounds.unwrap_or(sizes.rounds);
+    let names = ways::NAMES.into_iter();
+    let names = names.filter(|name| match &args.only {
+        Some(only) => *name == DIRECT || name == only,
+        None => true,
+    });
+
+    let site = Site::start().await?;
+    let mut left_out = Vec::new();
+    let mut ways = Vec::new();
+    for name in names {
+        match ways::start(name, &site, sizes.rest).await {
+            Ok(way) => {
+                println!("{name}: {}", way.version);
+                ways.push(way);
+            }
+            Err(error) if name != THROWLINE && error.is::<Skipped>() => {
+                println!("{name} is left out: {error:#}");
+                left_out.push(format!("{name} was not installed."));
+            }
+            Err(error) => return Err(error),
+        }
     }
-    println!("{}", report.markdown());
-    for (part, mib) in stack.peak_resident_mib() {
-        println!("{part}: {mib:.1} MiB resident at most");
+    let figures = measured(&ways, &sizes, rounds).await;
+    let report = Report {
+        figures: &figures,
+        ways: &ways,
+        rounds,
+        left_out: &left_out,
+    };
+    println!("\n{}", report.tables());
+    if !args.quick && !args.dry && args.only.is_none() {
+        let dir = tools::root().join("benches");
+        report.publish(&dir)?;
+        println!("written to {}", dir.join("README.md").display());
     }
-    Ok(())
+    // That a peer cannot do something is a finding; that we cannot is a fault.
+    let fault = figures
+        .failures()
+        .find(|(_, way, _)| args.quick || [DIRECT, THROWLINE].contains(way));
+    match fault {
+        Some((row, way, why)) => Err(anyhow::anyhow!("{way}, {}: {why}", row.name())),
+        None => Ok(()),
+    }
+}
+
+/// All ways side by side: each measurement on each of them before the next, so that what else the
+/// machine does falls on all.
+async fn measured(ways: &[Way], sizes: &Sizes, rounds: usize) -> Figures {
+    let mut figures = Figures::default();
+    for way in ways {
+        if let Some(idle) = way.idle_agent_mib {
+            figures.add(Row::IdleAgent, way.name, idle);
+        }
+    }
+    for round in 0..rounds {
+        eprintln!("round {} of {rounds}", round + 1);
+        for measurement in Measurement::ALL {
+            for turn in 0..ways.len() {
+                // None is always the first.
+                let way = &ways[(turn + round) % ways.len()];
+                match measurement.run(way, sizes).await {
+                    Ok(found) => {
+                        for (row, value) in found {
+                            figures.add(row, way.name, value);
+                        }
+                    }
+                    Err(error) => {
+                        figures.fail(measurement.row(), way.name, format!("{error:#}"));
+                    }
+                }
+            }
+        }
+    }
+    figures
 }

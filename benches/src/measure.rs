@@ -1,146 +1,378 @@
-//! What is measured on one way in one round.
+//! What is done to measure each row, on one way in one round.
 
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use bytes::Bytes;
+use throwline_e2e::kubectl::Kubectl;
+use tokio::task::JoinSet;
 
-use crate::client::Target;
+use crate::client::{Connection, Target};
+use crate::rows::Row;
+use crate::ways::{Route, Side, Way};
 
 /// How much each measurement does.
+#[derive(Debug)]
 pub(crate) struct Sizes {
-    pub(crate) kept: usize,
-    pub(crate) fresh: usize,
-    pub(crate) download: u64,
-    pub(crate) upload: usize,
-    pub(crate) together: Duration,
+    /// Rounds, unless told otherwise.
+    pub(crate) rounds: usize,
+    /// Small requests on a kept connection.
+    kept: usize,
+    /// The same, each on a connection of its own.
+    fresh: usize,
+    /// Bytes; a GiB, so that a peak of memory is one of a GiB.
+    download: u64,
+    upload: usize,
+    /// How long requests a second are counted.
+    together: Duration,
+    /// Small requests beside what disturbs them.
+    amid: usize,
+    far_requests: usize,
+    far_download: u64,
+    far_upload: usize,
+    far_kubectl: usize,
+    /// From a way's start until it counts as idle.
+    pub(crate) rest: Duration,
 }
 
 impl Sizes {
     pub(crate) const FULL: Self = Self {
+        rounds: 5,
         kept: 3_000,
         fresh: 300,
-        download: 512 << 20,
-        upload: 256 << 20,
-        together: Duration::from_secs(3),
+        download: 1 << 30,
+        upload: 512 << 20,
+        together: Duration::from_secs(2),
+        amid: 400,
+        far_requests: 5,
+        far_download: 192 << 20,
+        far_upload: 192 << 20,
+        far_kubectl: 1,
+        rest: Duration::from_secs(5),
     };
     /// Enough to see that everything measures; the figures mean nothing.
     pub(crate) const QUICK: Self = Self {
-        kept: 50,
-        fresh: 10,
-        download: 16 << 20,
-        upload: 8 << 20,
-        together: Duration::from_millis(300),
+        rounds: 1,
+        kept: 30,
+        fresh: 3,
+        download: 8 << 20,
+        upload: 4 << 20,
+        together: Duration::from_millis(100),
+        amid: 5,
+        far_requests: 1,
+        far_download: 1 << 20,
+        far_upload: 1 << 20,
+        far_kubectl: 1,
+        rest: Duration::ZERO,
     };
 }
 
-/// One figure of one row.
-pub(crate) struct Sample {
-    pub(crate) row: &'static str,
-    pub(crate) value: f64,
+/// Longest that one measurement may take: a way that does not answer must not stop the others.
+const LIMIT: Duration = Duration::from_secs(90);
+/// Longest that a small request beside others may take; some never end.
+const ONE: Duration = Duration::from_secs(10);
+
+const SMALL: u64 = 64;
+const CONNECTIONS: usize = 64;
+const DOWNLOADS: usize = 8;
+const STALLED: usize = 20;
+/// More than any way can hold.
+const ENDLESS: u64 = 1 << 40;
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Measurement {
+    Kept,
+    Fresh,
+    Download,
+    EightDownloads,
+    Upload,
+    Together1,
+    Together40,
+    AmidDownloads,
+    AmidStalled,
+    FarRequests,
+    FarDownload,
+    FarUpload,
+    FarKubectl,
 }
 
-/// The rows, in the order of the report: name, unit, whether less is better.
-pub(crate) const ROWS: [(&str, &str, bool); 8] = [
-    (KEPT_P50, "µs", true),
-    (KEPT_P99, "µs", true),
-    (FRESH_P50, "µs", true),
-    (FRESH_P99, "µs", true),
-    (DOWNLOAD, "MB/s", false),
-    (CPU, "s/GiB", true),
-    (UPLOAD, "MB/s", false),
-    (TOGETHER, "requests/s", false),
-];
+type Found = Vec<(Row, f64)>;
 
-const KEPT_P50: &str = "small GET, kept connection, p50";
-const KEPT_P99: &str = "small GET, kept connection, p99";
-const FRESH_P50: &str = "small GET, new TCP and TLS each, p50";
-const FRESH_P99: &str = "small GET, new TCP and TLS each, p99";
-const DOWNLOAD: &str = "bulk download, one connection";
-/// Of relay, agent and local proxy together; a direct connection has none of them.
-const CPU: &str = "CPU of the three processes, download";
-const UPLOAD: &str = "bulk upload, one connection";
-const TOGETHER: &str = "64 connections, 1 KiB answers";
+impl Measurement {
+    pub(crate) const ALL: [Self; 13] = [
+        Self::Kept,
+        Self::Fresh,
+        Self::Download,
+        Self::EightDownloads,
+        Self::Upload,
+        Self::Together1,
+        Self::Together40,
+        Self::AmidDownloads,
+        Self::AmidStalled,
+        Self::FarRequests,
+        Self::FarDownload,
+        Self::FarUpload,
+        Self::FarKubectl,
+    ];
 
-const CONNECTIONS: usize = 64;
-
-/// Measures every row once; `cpu` reads the CPU seconds that the product has used so far.
-pub(crate) async fn round(
-    target: &Target,
-    sizes: &Sizes,
-    cpu: impl Fn() -> f64,
-) -> anyhow::Result<Vec<Sample>> {
-    let mut samples = Vec::new();
-    let mut sample = |row, value| samples.push(Sample { row, value });
-
-    let mut kept = target.connect().await?;
-    kept.get(64).await?;
-    let mut times = Vec::with_capacity(sizes.kept);
-    for _ in 0..sizes.kept {
-        times.push(kept.get(64).await?);
+    /// The row by which it is called where it fails.
+    pub(crate) fn row(self) -> Row {
+        match self {
+            Self::Kept => Row::KeptMedian,
+            Self::Fresh => Row::Fresh,
+            Self::Download => Row::Download,
+            Self::EightDownloads => Row::EightDownloads,
+            Self::Upload => Row::Upload,
+            Self::Together1 => Row::Together1,
+            Self::Together40 => Row::Together40,
+            Self::AmidDownloads => Row::AmidDownloads,
+            Self::AmidStalled => Row::AmidStalled,
+            Self::FarRequests => Row::FarFirst,
+            Self::FarDownload => Row::FarDownload,
+            Self::FarUpload => Row::FarUpload,
+            Self::FarKubectl => Row::FarKubectl,
+        }
     }
-    sample(KEPT_P50, percentile(&mut times, 50));
-    sample(KEPT_P99, percentile(&mut times, 99));
 
-    let mut times = Vec::with_capacity(sizes.fresh);
-    for _ in 0..sizes.fresh {
+    pub(crate) async fn run(self, way: &Way, sizes: &Sizes) -> anyhow::Result<Found> {
+        let measured = tokio::time::timeout(LIMIT, self.measure(way, sizes)).await;
+        measured.with_context(|| format!("it took more than {} s", LIMIT.as_secs()))?
+    }
+
+    async fn measure(self, way: &Way, sizes: &Sizes) -> anyhow::Result<Found> {
+        let near = &way.near.target;
+        let far = &way.far.target;
+        match self {
+            Self::Kept => kept(near, sizes.kept).await,
+            Self::Fresh => fresh(near, sizes.fresh).await,
+            Self::Download => download(&way.near, sizes.download).await,
+            Self::EightDownloads => eight_downloads(near, sizes.download).await,
+            Self::Upload => {
+                let rate = upload(near, sizes.upload).await?;
+                Ok(vec![(Row::Upload, rate)])
+            }
+            Self::Together1 => {
+                let rate = together(near, 1024, sizes.together).await?;
+                Ok(vec![(Row::Together1, rate)])
+            }
+            Self::Together40 => {
+                let rate = together(near, 40 * 1024, sizes.together).await?;
+                Ok(vec![(Row::Together40, rate)])
+            }
+            Self::AmidDownloads => amid_downloads(near, sizes.amid).await,
+            Self::AmidStalled => amid_stalled(near, sizes.amid).await,
+            Self::FarRequests => far_requests(far, sizes.far_requests).await,
+            Self::FarDownload => {
+                // On a connection of its own: that of a `kubectl cp`.
+                let took = far.connect().await?.get(sizes.far_download).await?;
+                let rate = megabytes_a_second(sizes.far_download, took);
+                Ok(vec![(Row::FarDownload, rate)])
+            }
+            Self::FarUpload => {
+                let rate = upload(far, sizes.far_upload).await?;
+                Ok(vec![(Row::FarUpload, rate)])
+            }
+            Self::FarKubectl => match &way.far.kubectl {
+                Some(kubectl) => get_pods(kubectl, sizes.far_kubectl).await,
+                None => Ok(Vec::new()),
+            },
+        }
+    }
+}
+
+async fn kept(target: &Target, count: usize) -> anyhow::Result<Found> {
+    let mut connection = target.connect().await?;
+    connection.get(SMALL).await?;
+    let mut times = repeated(&mut connection, count).await?;
+    Ok(vec![
+        (Row::KeptMedian, percentile(&mut times, 50) * 1e6),
+        (Row::KeptTail, percentile(&mut times, 99) * 1e6),
+    ])
+}
+
+async fn repeated(connection: &mut Connection, count: usize) -> anyhow::Result<Vec<Duration>> {
+    let mut times = Vec::with_capacity(count);
+    for _ in 0..count {
+        let answered = tokio::time::timeout(ONE, connection.get(SMALL)).await;
+        times.push(answered.context("never answered")??);
+    }
+    Ok(times)
+}
+
+async fn fresh(target: &Target, count: usize) -> anyhow::Result<Found> {
+    let mut times = connecting(target, count).await?;
+    Ok(vec![(Row::Fresh, percentile(&mut times, 50) * 1e6)])
+}
+
+/// One small request each on a connection of its own, its handshakes counted.
+async fn connecting(target: &Target, count: usize) -> anyhow::Result<Vec<Duration>> {
+    let mut times = Vec::with_capacity(count);
+    for _ in 0..count {
         let started = Instant::now();
-        target.connect().await?.get(64).await?;
+        target.connect().await?.get(SMALL).await?;
         times.push(started.elapsed());
     }
-    sample(FRESH_P50, percentile(&mut times, 50));
-    sample(FRESH_P99, percentile(&mut times, 99));
+    Ok(times)
+}
 
-    let before = cpu();
-    let took = kept.get(sizes.download).await?;
-    sample(DOWNLOAD, megabytes_a_second(sizes.download, took));
-    sample(
-        CPU,
-        (cpu() - before) / (sizes.download as f64 / f64::from(1 << 30)),
-    );
+async fn download(route: &Route, size: u64) -> anyhow::Result<Found> {
+    let mut connection = route.target.connect().await?;
+    connection.get(SMALL).await?;
+    route.forget_peaks();
+    let before = route.cpu_seconds();
+    let took = connection.get(size).await?;
+    let gibibytes = size as f64 / f64::from(1 << 30);
+    let mut found = vec![(Row::Download, megabytes_a_second(size, took))];
+    if route.has(Side::Relay) {
+        found.push((Row::Cpu, (route.cpu_seconds() - before) / gibibytes));
+    }
+    for (row, side) in [
+        (Row::PeakRelay, Side::Relay),
+        (Row::PeakAgent, Side::Agent),
+        (Row::PeakLocal, Side::Local),
+    ] {
+        if route.has(side) {
+            found.push((row, route.peak_mib(side)));
+        }
+    }
+    Ok(found)
+}
 
-    let body = Bytes::from(vec![0x5a; sizes.upload]);
-    let took = kept.post(body).await?;
-    sample(UPLOAD, megabytes_a_second(sizes.upload as u64, took));
+async fn eight_downloads(target: &Target, together: u64) -> anyhow::Result<Found> {
+    let each = together / DOWNLOADS as u64;
+    let mut connections = connected(target, DOWNLOADS).await?;
+    let started = Instant::now();
+    let mut running = JoinSet::new();
+    for mut connection in connections.drain(..) {
+        running.spawn(async move { connection.get(each).await });
+    }
+    while let Some(done) = running.join_next().await {
+        done??;
+    }
+    let rate = megabytes_a_second(each * DOWNLOADS as u64, started.elapsed());
+    Ok(vec![(Row::EightDownloads, rate)])
+}
 
-    sample(TOGETHER, together(target, sizes.together).await?);
-    Ok(samples)
+/// MB/s.
+async fn upload(target: &Target, size: usize) -> anyhow::Result<f64> {
+    let body = Bytes::from(vec![0x5a; size]);
+    let took = target.connect().await?.post(body).await?;
+    Ok(megabytes_a_second(size as u64, took))
 }
 
 /// Requests a second over many kept connections at once.
-async fn together(target: &Target, span: Duration) -> anyhow::Result<f64> {
-    let mut connections = Vec::with_capacity(CONNECTIONS);
-    for _ in 0..CONNECTIONS {
-        connections.push(target.connect().await?);
-    }
+async fn together(target: &Target, size: u64, span: Duration) -> anyhow::Result<f64> {
+    let connections = connected(target, CONNECTIONS).await?;
     let started = Instant::now();
-    let workers: Vec<_> = connections
-        .into_iter()
-        .map(|mut connection| {
-            tokio::spawn(async move {
-                let mut answered = 0_u64;
-                while started.elapsed() < span {
-                    connection.get(1024).await?;
-                    answered += 1;
-                }
-                anyhow::Ok(answered)
-            })
-        })
-        .collect();
+    let mut workers = JoinSet::new();
+    for mut connection in connections {
+        workers.spawn(async move {
+            let mut answered = 0_u64;
+            while started.elapsed() < span {
+                connection.get(size).await?;
+                answered += 1;
+            }
+            anyhow::Ok(answered)
+        });
+    }
     let mut answered = 0;
-    for worker in workers {
-        answered += worker.await??;
+    while let Some(worker) = workers.join_next().await {
+        answered += worker??;
     }
     Ok(answered as f64 / started.elapsed().as_secs_f64())
 }
 
+/// Downloads that go on until they are dropped.
+async fn amid_downloads(target: &Target, count: usize) -> anyhow::Result<Found> {
+    let mut connection = target.connect().await?;
+    connection.get(SMALL).await?;
+    let mut running = JoinSet::new();
+    for mut busy in connected(target, DOWNLOADS).await? {
+        running.spawn(async move { busy.get(ENDLESS).await });
+    }
+    let mut times = repeated(&mut connection, count).await?;
+    // One that has ended by now was none that disturbed.
+    if let Some(ended) = running.try_join_next() {
+        ended?.context("a download beside the small requests ended")?;
+    }
+    Ok(vec![(Row::AmidDownloads, percentile(&mut times, 99) * 1e3)])
+}
+
+async fn amid_stalled(target: &Target, count: usize) -> anyhow::Result<Found> {
+    let mut connection = target.connect().await?;
+    connection.get(SMALL).await?;
+    let mut stalled = Vec::with_capacity(STALLED);
+    for _ in 0..STALLED {
+        stalled.push(target.stall(ENDLESS).await?);
+    }
+    // Until every buffer on the way is full.
+    let settled = Duration::from_millis(300);
+    tokio::time::sleep(settled).await;
+    let mut times = repeated(&mut connection, count).await?;
+    drop(stalled);
+    Ok(vec![(Row::AmidStalled, percentile(&mut times, 99) * 1e6)])
+}
+
+async fn far_requests(target: &Target, count: usize) -> anyhow::Result<Found> {
+    // Whatever the way keeps warm is warm.
+    let mut connection = target.connect().await?;
+    connection.get(SMALL).await?;
+    let mut first = connecting(target, count).await?;
+    let mut kept = repeated(&mut connection, count).await?;
+    Ok(vec![
+        (Row::FarFirst, percentile(&mut first, 50) * 1e3),
+        (Row::FarKept, percentile(&mut kept, 50) * 1e3),
+    ])
+}
+
+/// A real kubectl that knows nothing of its cluster yet.
+async fn get_pods(kubectl: &Kubectl, count: usize) -> anyhow::Result<Found> {
+    // The way is warm, as for all other rows.
+    kubectl.ok(&["get", "--raw", "/version"]).await?;
+    let mut times = Vec::with_capacity(count);
+    for _ in 0..count {
+        let cache = tempfile::Builder::new()
+            .prefix("throwline-bench-cache-")
+            .tempdir()?;
+        let cache_dir = format!("--cache-dir={}", cache.path().display());
+        let arguments = ["get", "pods", "--all-namespaces", &cache_dir];
+        let started = Instant::now();
+        kubectl.ok(&arguments).await?;
+        times.push(started.elapsed());
+    }
+    Ok(vec![(Row::FarKubectl, percentile(&mut times, 50) * 1e3)])
+}
+
+async fn connected(target: &Target, count: usize) -> anyhow::Result<Vec<Connection>> {
+    let mut connections = Vec::with_capacity(count);
+    for _ in 0..count {
+        let mut connection = target.connect().await?;
+        connection.get(1).await?;
+        connections.push(connection);
+    }
+    Ok(connections)
+}
+
+/// In seconds.
 fn percentile(times: &mut [Duration], percent: usize) -> f64 {
     times.sort_unstable();
     let rank = (times.len() * percent / 100).min(times.len().saturating_sub(1));
-    times
-        .get(rank)
-        .map_or(f64::NAN, |time| time.as_secs_f64() * 1e6)
+    times.get(rank).map_or(f64::NAN, Duration::as_secs_f64)
 }
 
 fn megabytes_a_second(bytes: u64, took: Duration) -> f64 {
     bytes as f64 / 1e6 / took.as_secs_f64()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_of_the_sorted_times() {
+        let mut times: Vec<_> = (1..=100).rev().map(Duration::from_secs).collect();
+        assert_eq!(percentile(&mut times, 50), 51.0);
+        assert_eq!(percentile(&mut times, 99), 100.0);
+        assert_eq!(percentile(&mut times[..1], 99), 1.0);
+    }
 }

@@ -1,5 +1,8 @@
 //! The upstream of every measurement: a small HTTPS server that stands where an API server
 //! would, in a process of its own so that its work is not counted as the tunnel's.
+//!
+//! `/bytes/N` is N bytes, `/upload` the number of bytes that came, and an upgraded request is an
+//! echo, as `kubectl exec -i -- cat` would be.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -9,7 +12,7 @@ use std::task::{Context, Poll};
 
 use anyhow::Context as _;
 use bytes::Bytes;
-use http::{Request, Response, StatusCode};
+use http::{HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Either, Full};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -62,7 +65,10 @@ pub(crate) async fn serve() -> anyhow::Result<()> {
                 .max_frame_size(256 * 1024);
             // A client that goes away in the middle is how some measurements end.
             let _ = server
-                .serve_connection(TokioIo::new(tls), hyper::service::service_fn(answer))
+                .serve_connection_with_upgrades(
+                    TokioIo::new(tls),
+                    hyper::service::service_fn(answer),
+                )
                 .await;
         });
     }
@@ -71,6 +77,9 @@ pub(crate) async fn serve() -> anyhow::Result<()> {
 type Answer = Either<Full<Bytes>, Bulk>;
 
 async fn answer(request: Request<Incoming>) -> Result<Response<Answer>, Infallible> {
+    if let Some(protocol) = request.headers().get(header::UPGRADE).cloned() {
+        return Ok(echo(request, protocol));
+    }
     let (head, mut body) = request.into_parts();
     let mut received = 0_u64;
     while let Some(Ok(frame)) = body.frame().await {
@@ -93,6 +102,24 @@ async fn answer(request: Request<Incoming>) -> Result<Response<Answer>, Infallib
         }
     };
     Ok(answer)
+}
+
+/// Switches, and sends back whatever comes.
+fn echo(request: Request<Incoming>, protocol: HeaderValue) -> Response<Answer> {
+    tokio::spawn(async move {
+        let Ok(upgraded) = hyper::upgrade::on(request).await else {
+            return;
+        };
+        let (mut from, mut to) = tokio::io::split(TokioIo::new(upgraded));
+        // It ends as its client does.
+        let _ = tokio::io::copy(&mut from, &mut to).await;
+    });
+    let mut switching = Response::new(Either::Left(Full::default()));
+    *switching.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let headers = switching.headers_mut();
+    headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(header::UPGRADE, protocol);
+    switching
 }
 
 /// A body of so many bytes, made as it is sent.

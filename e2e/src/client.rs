@@ -55,6 +55,17 @@ impl Target {
     }
 
     pub async fn connect(&self, alpn: &[&[u8]]) -> Result<TlsStream<TcpStream>> {
+        let config = self.tls(alpn)?;
+        let tcp = TcpStream::connect(&self.address).await?;
+        tcp.set_nodelay(true)?;
+        let name = ServerName::try_from("127.0.0.1")?;
+        Ok(TlsConnector::from(Arc::new(config))
+            .connect(name, tcp)
+            .await?)
+    }
+
+    /// What [`Self::connect`] speaks TLS by.
+    pub fn tls(&self, alpn: &[&[u8]]) -> Result<rustls::ClientConfig> {
         let mut roots = rustls::RootCertStore::empty();
         for certificate in CertificateDer::pem_slice_iter(&self.ca) {
             roots.add(certificate?)?;
@@ -70,12 +81,7 @@ impl Target {
             None => builder.with_no_client_auth(),
         };
         config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
-        let tcp = TcpStream::connect(&self.address).await?;
-        tcp.set_nodelay(true)?;
-        let name = ServerName::try_from("127.0.0.1")?;
-        Ok(TlsConnector::from(Arc::new(config))
-            .connect(name, tcp)
-            .await?)
+        Ok(config)
     }
 
     /// Sends exactly these bytes over HTTP/1.1 and reads all that comes until the other end

@@ -32,6 +32,7 @@ pub mod postgres;
 pub mod process;
 pub mod pty;
 pub mod recorder;
+pub mod simulated;
 pub mod squid;
 pub mod suite;
 pub mod tinyproxy;

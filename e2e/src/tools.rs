@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow};
 
 use crate::kubectl::Version;
 use crate::suite::Skipped;
@@ -14,25 +14,23 @@ pub fn root() -> &'static Path {
     crate_dir.parent().unwrap_or(crate_dir)
 }
 
-/// The real binary: `THROWLINE_BIN`, or what the same cargo call built beside this test.
+/// The real binary: `THROWLINE_BIN`, or what the same cargo call built beside this program.
 pub fn throwline() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("THROWLINE_BIN") {
         return Ok(PathBuf::from(path));
     }
-    // target/debug/deps/story_x-hash → target/debug/throwline
-    let test = std::env::current_exe()?;
-    let binary = test
-        .parent()
-        .and_then(Path::parent)
-        .map(|profile| profile.join("throwline"))
-        .context("the test lies at the file system's root")?;
-    if !binary.is_file() {
-        bail!(
-            "{} is not built: run the stories by `cargo xtask e2e`, or build it and set THROWLINE_BIN",
-            binary.display()
-        );
-    }
-    Ok(binary)
+    // target/debug/deps/story_x-hash and target/debug/throwline-benches → target/debug/throwline
+    let program = std::env::current_exe()?;
+    let places = program.ancestors().skip(1).take(2);
+    let found = places
+        .map(|dir| dir.join("throwline"))
+        .find(|binary| binary.is_file());
+    found.with_context(|| {
+        format!(
+            "throwline is not built beside {}: run by `cargo xtask`, or build it and set THROWLINE_BIN",
+            program.display()
+        )
+    })
 }
 
 /// A tool by the name that `.tools/tools.json` gives it.

@@ -240,9 +240,11 @@ impl Agent {
             ("--state-dir", state.display().to_string()),
             ("--kubeconfig", kubeconfig.display().to_string()),
             ("--admin-listen", admin.to_string()),
-            ("--audit-log", audit.display().to_string()),
         ] {
             later.extend([flag.to_owned(), value]);
+        }
+        if !arguments.contains(&"--audit-log") {
+            later.extend(["--audit-log".into(), audit.display().to_string()]);
         }
         later.extend(arguments.iter().map(|argument| (*argument).to_owned()));
         let mut first = later.clone();

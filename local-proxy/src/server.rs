@@ -15,6 +15,7 @@ use throwline_tunnel::http1::{
     Rewound,
     head::{self, HeadError},
 };
+use throwline_tunnel::read_ahead::ReadAhead;
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -138,17 +139,18 @@ struct Connection {
 impl Connection {
     async fn serve(self, stream: TcpStream, permit: OwnedSemaphorePermit) {
         let _held = Held::one(&self.proxy.metrics().connections);
-        let stream = match timeout(self.handshake, self.acceptor.accept(stream)).await {
-            Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => {
-                tracing::debug!(%error, "loopback tls failed");
-                return;
-            }
-            Err(_) => {
-                tracing::debug!("loopback tls took too long");
-                return;
-            }
-        };
+        let stream =
+            match timeout(self.handshake, self.acceptor.accept(ReadAhead::new(stream))).await {
+                Ok(Ok(stream)) => stream,
+                Ok(Err(error)) => {
+                    tracing::debug!(%error, "loopback tls failed");
+                    return;
+                }
+                Err(_) => {
+                    tracing::debug!("loopback tls took too long");
+                    return;
+                }
+            };
         drop(permit);
         let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
         let cluster: Option<Arc<str>> = stream

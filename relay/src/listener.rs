@@ -9,6 +9,7 @@ use http::HeaderMap;
 use rustls::ServerConfig;
 use rustls::server::Acceptor;
 use throwline_certs::tls::peer_of;
+use throwline_tunnel::read_ahead::ReadAhead;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, timeout_at};
@@ -189,7 +190,7 @@ async fn handshake(
         return request(shared, tcp, &caller).await;
     };
     let accept = async {
-        let start = LazyConfigAcceptor::new(Acceptor::default(), tcp).await?;
+        let start = LazyConfigAcceptor::new(Acceptor::default(), ReadAhead::new(tcp)).await?;
         // Before the first signature, and not for whoever has sent no more than a part of a hello.
         caller.turn = Some(match caller.door {
             Door::Public => in_turn(shared).await,

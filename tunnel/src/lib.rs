@@ -17,6 +17,7 @@ pub mod line;
 pub mod message;
 pub mod mux;
 pub mod proto;
+pub mod read_ahead;
 pub mod session;
 pub mod splice;
 pub mod ws;

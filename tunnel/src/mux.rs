@@ -172,7 +172,7 @@ impl Raw {
     pub(crate) fn into_stream(
         self,
         permit: OwnedSemaphorePermit,
-        lingering: mpsc::UnboundedSender<Linger>,
+        lingering: mpsc::UnboundedSender<Box<Linger>>,
     ) -> Stream {
         Stream {
             inner: Some((self.0, permit)),
@@ -200,7 +200,7 @@ impl Raw {
 pub struct Stream {
     /// `None` only while dropping.
     inner: Option<(yamux::Stream, OwnedSemaphorePermit)>,
-    lingering: mpsc::UnboundedSender<Linger>,
+    lingering: mpsc::UnboundedSender<Box<Linger>>,
     shut: bool,
     ended: bool,
 }
@@ -297,11 +297,11 @@ impl Drop for Stream {
         };
         if self.shut && !self.ended && !stream.is_closed() {
             // Fails only when the driver is gone, and the stream with it.
-            let _ = self.lingering.send(Linger {
+            let _ = self.lingering.send(Box::new(Linger {
                 stream,
                 _permit: permit,
                 left: LINGER_BYTES,
-            });
+            }));
         }
     }
 }

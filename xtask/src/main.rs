@@ -17,11 +17,18 @@ Usage: cargo xtask COMMAND
 Commands:
   test [--fuzz-seconds N]   install what is needed, then formatting, lints, all tests,
                             each fuzz target for a minute, a quick bench; ends with a sum
-  install                   only install the tools that the end-to-end stories drive
+  install [--peers]         only install the tools that the end-to-end stories drive; with
+                            --peers also what the benches measure beside Throwline
   e2e [FILTER]              the end-to-end stories, those whose name holds FILTER
   fuzz [TARGET] [--fuzz-seconds N]
                             the fuzz targets on the kept corpus, two at once
-  bench [ARGS]              the side-by-side measurements, optimised
+  bench [--quick] [--rounds N] [--dry] [--only WAY]
+                            the side-by-side measurements, optimised: direct, ssh -R, rathole,
+                            Throwline; writes benches/README.md. --quick only sees that they run
+  bench idle [--agents N]   memory of an idle agent and an idle line, by part, with 5,000 or N
+  bench capacity [--agents N]
+                            requests a second, CPU and memory by lines and agents; writes
+                            docs/operating.md
   soak [--minutes N] [--seed N] [--relays N] [--agents N] [--proxies N] [--front FRONT]
                             10 min of random kills, drains, cut links and slow readers under
                             load, of 3 relays, 30 agents and 20 proxies; then counts what
@@ -68,6 +75,10 @@ fn dispatch() -> Result<ExitCode> {
             steps::test(&root, per_target)
         }
         "install" => {
+            if arguments.first().is_some_and(|first| first == "--peers") {
+                arguments.remove(0);
+                tools::install_peers(&root)?;
+            }
             refuse_rest(&arguments)?;
             let report = tools::install(&root)?;
             report.print();

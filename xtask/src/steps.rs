@@ -69,11 +69,8 @@ pub(crate) fn test(root: &Path, per_target: Duration) -> Result<ExitCode> {
 
     fuzz_into(&mut tally, root, &fuzz::targets(root)?, per_target)?;
     if built {
-        let bench = root.join("target/debug/throwline-benches");
-        tally.check(
-            "quick bench",
-            run::shown(std::process::Command::new(bench).arg("--quick"))?,
-        );
+        let quick = run::shown(measuring(root, "debug").arg("--quick"))?;
+        tally.check("quick bench", quick);
     }
 
     let minutes = start.elapsed().as_secs() / 60;
@@ -124,20 +121,35 @@ pub(crate) fn fuzz(root: &Path, arguments: &[String], per_target: Duration) -> R
 /// binary that is measured, too.
 pub(crate) fn bench(root: &Path, arguments: &[String]) -> Result<ExitCode> {
     let quick = arguments.iter().any(|argument| argument == "--quick");
+    let alone = arguments
+        .first()
+        .is_some_and(|first| !first.starts_with('-'));
     let mut build = run::cargo(root);
     build.args(["build", "--workspace"]);
     build.args(["--bin", "throwline", "--bin", "throwline-benches"]);
+    build.args(["--bin", "layers"]);
     if !quick {
         build.arg("--release");
+        if !alone {
+            tools::install_peers(root)?;
+        }
+        tools::install(root)?.print();
     }
     if !run::shown(&mut build)? {
         return exit(false);
     }
     let profile = if quick { "debug" } else { "release" };
-    let bench = root.join("target").join(profile).join("throwline-benches");
-    exit(run::shown(
-        std::process::Command::new(bench).args(arguments),
-    )?)
+    exit(run::shown(measuring(root, profile).args(arguments))?)
+}
+
+/// The benches, with the binary of their profile, which logs as it does by default.
+fn measuring(root: &Path, profile: &str) -> std::process::Command {
+    let built = root.join("target").join(profile);
+    let mut bench = std::process::Command::new(built.join("throwline-benches"));
+    bench
+        .env("THROWLINE_BIN", built.join("throwline"))
+        .env("THROWLINE_LOG", "info");
+    bench
 }
 
 /// The size of a fleet by its flags, as the stories' environment names it.

@@ -175,10 +175,94 @@ pub(crate) fn install(root: &Path) -> Result<Report> {
         );
     }
 
+    // Only benches drive these, and do without: what is not there is not missing.
+    for peer in PEERS {
+        if let Some(path) = peer.present(&dir) {
+            report.add(peer.name, Ok(path), "");
+        }
+    }
+
     let file = dir.join("tools.json");
     std::fs::write(&file, report.json())
         .with_context(|| format!("could not write {}", file.display()))?;
     Ok(report)
+}
+
+/// What Throwline is measured beside.
+struct Peer {
+    name: &'static str,
+    /// Inside `.tools`, where we put it.
+    inside: &'static str,
+}
+
+const PEERS: [Peer; 4] = [
+    Peer {
+        name: "ssh",
+        inside: "openssh-client/usr/bin/ssh",
+    },
+    Peer {
+        name: "ssh-keygen",
+        inside: "openssh-client/usr/bin/ssh-keygen",
+    },
+    Peer {
+        name: "sshd",
+        inside: "openssh-server/usr/sbin/sshd",
+    },
+    Peer {
+        name: "rathole",
+        inside: "rathole/bin/rathole",
+    },
+];
+
+impl Peer {
+    fn present(&self, dir: &Path) -> Option<PathBuf> {
+        let ours = dir.join(self.inside);
+        run::on_path(self.name).or_else(|| Some(ours).filter(|file| file.is_file()))
+    }
+}
+
+/// Fetches the peers that are not there; what could not be fetched is said, and is no failure.
+pub(crate) fn install_peers(root: &Path) -> Result<()> {
+    let dir = root.join(".tools");
+    std::fs::create_dir_all(&dir).with_context(|| format!("could not make {}", dir.display()))?;
+    for peer in PEERS {
+        if peer.present(&dir).is_some() {
+            continue;
+        }
+        let fetched = match peer.name {
+            "rathole" => rathole(&dir),
+            "sshd" => {
+                let target = dir.join("openssh-server");
+                // Linked by it, and on few machines; it lies beside it and is looked for there.
+                unpack(&dir, "libwrap0", &target)
+                    .and_then(|()| unpack(&dir, "openssh-server", &target))
+            }
+            _ => unpack(&dir, "openssh-client", &dir.join("openssh-client")),
+        };
+        if let Err(error) = fetched {
+            println!("missing: {}: {error:#}", peer.name);
+        }
+    }
+    Ok(())
+}
+
+/// From crates.io, with the parts that the benches use. Not by its own lock file, whose `time`
+/// today's compilers reject.
+fn rathole(dir: &Path) -> Result<()> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut build = Command::new(cargo);
+    build.current_dir(dir);
+    build.args(["install", "rathole", "--version", "0.5.0"]);
+    build.args([
+        "--no-default-features",
+        "--features",
+        "server,client,websocket",
+    ]);
+    build.arg("--root").arg(dir.join("rathole"));
+    if !run::shown(&mut build)? {
+        bail!("it could not be built");
+    }
+    Ok(())
 }
 
 /// Downloads a Debian package and unpacks it into `.tools/PACKAGE`, once.
@@ -446,6 +530,28 @@ fn version_of(name: &str, path: &Path) -> Result<String> {
         let version = first.split_whitespace().find(|word| word.contains('.'));
         return Ok(version
             .with_context(|| format!("{name} does not say its version"))?
+            .to_owned());
+    }
+    if name == "ssh" || name == "sshd" {
+        // A server of this age says its version only to whoever uses it wrongly; with a library
+        // beside it that the system has not, not even that.
+        let flag = if name == "ssh" { "-V" } else { "-?" };
+        let output = command.arg(flag).output()?;
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        let version = text
+            .split("OpenSSH_")
+            .nth(1)
+            .and_then(|rest| rest.split([' ', ',']).next());
+        return Ok(version.unwrap_or("present").to_owned());
+    }
+    if name == "rathole" {
+        let text = run::quiet(command.arg("--version"))?;
+        let version = text
+            .lines()
+            .find_map(|line| line.strip_prefix("Build Version:"));
+        return Ok(version
+            .context("rathole does not say its version")?
+            .trim()
             .to_owned());
     }
     if name == "haproxy" {

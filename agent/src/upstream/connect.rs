@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
+use throwline_tunnel::read_ahead::ReadAhead;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -14,7 +15,7 @@ use super::Error;
 use super::access::Credentials;
 
 /// TLS, or plain TCP for a kubeconfig that says `http:`.
-pub(crate) type Transport = Either<TlsStream<TcpStream>, TcpStream>;
+pub(crate) type Transport = Either<TlsStream<ReadAhead<TcpStream>>, TcpStream>;
 
 /// Which protocols to offer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,7 +55,7 @@ pub(super) async fn connect(
             Protocols::Http1 => Vec::new(),
         };
         let tls = TlsConnector::from(Arc::new(config))
-            .connect(name.clone(), tcp)
+            .connect(name.clone(), ReadAhead::new(tcp))
             .await
             .map_err(tls_error)?;
         let http2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");

@@ -6,28 +6,20 @@
 //! is the result; the exit code is 1 where a promise is not kept.
 
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use futures::stream::{self, StreamExt, TryStreamExt};
-use throwline_agent::carriers::{self, Carriers, Failure, Owner};
-use throwline_certs::authority::{Authority, Subject};
-use throwline_certs::{Database, Identity, PendingIdentity, Roots, jws, sha256, tls};
+use throwline_certs::Database;
+use throwline_certs::authority::Authority;
 use throwline_e2e::client::Target;
 use throwline_e2e::forwarder::Forwarder;
 use throwline_e2e::postgres::{OWNER, Postgres};
+use throwline_e2e::simulated::{Enrolled, Simulated};
 use throwline_e2e::upstream::Upstream;
 use throwline_e2e::world::private_dir;
 use throwline_e2e::{Agent, Proxy, Relay, User, eventually, free_address};
-use throwline_ops::{Readiness, Shutdown, ShutdownTrigger};
-use throwline_tunnel::carrier::{DialConfig, IncomingStream, Prover};
-use throwline_tunnel::proto::messages::{AgentStatus, Role};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::runtime::Runtime;
 use tokio::sync::watch;
-use url::Url;
 
 /// The promise: all agents are back within this.
 const BACK: Duration = Duration::from_secs(30);
@@ -36,8 +28,6 @@ const SLOWER: f64 = 3.0;
 /// How long the value at rest is measured.
 const REST: Duration = Duration::from_secs(10);
 const PATIENCE: Duration = Duration::from_secs(180);
-/// Enrolments at once: the database is not what is measured.
-const ENROLLING: usize = 16;
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -87,27 +77,11 @@ async fn storm() -> Result<()> {
     front.lead_to(first);
     front.come_from_many();
     println!("enrolling {agents} agents");
-    let registry = prometheus::Registry::new();
-    let metrics = throwline_agent::Metrics::register(&registry)?;
-    let (identities, roots) = enrol(&dying, &url, &public, agents).await?;
+    let enrolled = Enrolled::at(&dying, Some(&url), agents).await?;
     println!("connecting them");
-    // On threads of their own that give way, as if on other machines: what is measured is not to
-    // wait behind their signatures.
-    let apart = Apart::new()?;
-    let simulated = {
-        let _apart = apart.0.as_ref().map(Runtime::enter);
-        Simulated::start(identities, &roots, &public, &metrics)?
-    };
-    eventually(PATIENCE, "all agents are connected", || async {
-        let now = connected(&registry);
-        ensure!(
-            now == agents as f64,
-            "{now} of {agents} are connected\n{}",
-            failures(&registry)
-        );
-        Ok(())
-    })
-    .await?;
+    let mut simulated = Simulated::new()?;
+    simulated.dial(enrolled, &public)?;
+    simulated.all_connected(PATIENCE).await?;
 
     eventually(PATIENCE, "all is written", || async {
         for relay in [&dying, &healthy] {
@@ -133,7 +107,7 @@ async fn storm() -> Result<()> {
     let (done, stop) = watch::channel(false);
     let measuring = tokio::spawn(async move { p99(&target, &stop).await });
     eventually(PATIENCE, "none is left at the dead relay", || async {
-        let now = connected(&registry);
+        let now = simulated.connected();
         ensure!(now < agents as f64, "{now} are connected");
         Ok(())
     })
@@ -156,7 +130,7 @@ async fn storm() -> Result<()> {
         rest.as_secs_f64() * 1e3,
         busy.as_secs_f64() * 1e3,
     );
-    simulated.stop().await;
+    println!("failed dials: {}", simulated.stop().await);
     println!(
         "agents={agents} back_s={:.1} healthy_p99_ratio={slower:.2} relay_rss_mib={}",
         back.as_secs_f64(),
@@ -167,28 +141,6 @@ async fn storm() -> Result<()> {
     Ok(())
 }
 
-/// A runtime that may be dropped within another.
-struct Apart(Option<Runtime>);
-
-impl Apart {
-    fn new() -> Result<Self> {
-        let mut builder = tokio::runtime::Builder::new_multi_thread();
-        // On Linux each thread has its own; without the right to, they compete as they are.
-        builder.on_thread_start(|| {
-            let _ = rustix::process::nice(19);
-        });
-        Ok(Self(Some(builder.worker_threads(2).enable_all().build()?)))
-    }
-}
-
-impl Drop for Apart {
-    fn drop(&mut self) {
-        if let Some(runtime) = self.0.take() {
-            runtime.shutdown_background();
-        }
-    }
-}
-
 fn agents_asked_for() -> Result<usize> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.as_slice() {
@@ -196,150 +148,6 @@ fn agents_asked_for() -> Result<usize> {
         [flag, value] if flag == "--agents" => value.parse().context("--agents needs a number"),
         _ => bail!("usage: storm [--agents N]"),
     }
-}
-
-async fn enrol(
-    relay: &Relay,
-    database: &str,
-    public: &str,
-    count: usize,
-) -> Result<(Vec<Identity>, Roots)> {
-    let database = Database::from_url(database)?;
-    let url: Url = public.parse()?;
-    let builder = Authority::builder(&relay.state).database(Some(database));
-    let authority = builder.open_or_create(&url).await?;
-    let identities = stream::iter(0..count)
-        .map(|number| {
-            let (authority, url) = (&authority, &url);
-            async move {
-                let subject = Subject::Cluster(format!("simulated-{number}"));
-                let life = Duration::from_secs(3600);
-                let token = authority.create_token(&subject, life, url).await?;
-                let pending = PendingIdentity::generate()?;
-                let issued = authority.redeem(&token.secret, &pending.csr_pem()).await?;
-                anyhow::Ok(pending.complete(issued.chain)?)
-            }
-        })
-        .buffer_unordered(ENROLLING)
-        .try_collect()
-        .await?;
-    Ok((identities, authority.roots().clone()))
-}
-
-/// An agent that has carriers and takes no lines.
-struct Idle {
-    url: Url,
-    tls: Arc<rustls::ClientConfig>,
-    identity: Arc<Identity>,
-    status: watch::Sender<AgentStatus>,
-    failures: Arc<AtomicU64>,
-}
-
-impl Owner for Idle {
-    fn dialling(&self) -> Result<DialConfig, Failure> {
-        let (asserting, signing) = (self.identity.clone(), self.identity.clone());
-        let prover = Prover {
-            assertion: Box::new(move |claims| Ok(jws::sign(&asserting, claims)?)),
-            sign: Box::new(move |message| Ok(signing.sign(message)?)),
-            sha256,
-            id: self.identity.id().to_string(),
-        };
-        let tls = Some(self.tls.clone());
-        let prover = Arc::new(prover);
-        Ok(DialConfig::new(
-            self.url.clone(),
-            tls,
-            prover,
-            Role::Agent,
-            "simulated",
-        ))
-    }
-
-    fn take(&self, stream: IncomingStream, _leaving: &Shutdown) {
-        drop(stream);
-    }
-
-    fn status(&self) -> watch::Receiver<AgentStatus> {
-        self.status.subscribe()
-    }
-
-    fn failed(&self, _failure: &Failure) {
-        self.failures.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-struct Simulated {
-    all: Vec<Carriers>,
-    stop: ShutdownTrigger,
-    failures: Arc<AtomicU64>,
-}
-
-impl Simulated {
-    fn start(
-        identities: Vec<Identity>,
-        roots: &Roots,
-        public: &str,
-        metrics: &throwline_agent::Metrics,
-    ) -> Result<Self> {
-        let tls = tls::carrier_client(roots, None)?;
-        let (stop, shutdown) = Shutdown::new();
-        let failures: Arc<AtomicU64> = Arc::default();
-        let url: Url = public.parse()?;
-        let start = |identity: Identity| {
-            let owner = Idle {
-                url: url.clone(),
-                tls: tls.clone(),
-                identity: Arc::new(identity),
-                status: watch::Sender::default(),
-                failures: failures.clone(),
-            };
-            let config = carriers::Config {
-                count: 1,
-                ..carriers::Config::default()
-            };
-            let ready = Readiness::new().condition("relay");
-            Carriers::start(
-                Arc::new(owner),
-                config,
-                shutdown.clone(),
-                ready,
-                metrics.clone(),
-            )
-        };
-        Ok(Self {
-            all: identities.into_iter().map(start).collect(),
-            stop,
-            failures,
-        })
-    }
-
-    async fn stop(self) {
-        println!("failed dials: {}", self.failures.load(Ordering::Relaxed));
-        self.stop.trigger();
-        for carriers in self.all {
-            carriers.ended().await.close().await;
-        }
-    }
-}
-
-fn connected(registry: &prometheus::Registry) -> f64 {
-    let families = registry.gather();
-    let carriers = families
-        .iter()
-        .find(|family| family.name() == "throwline_agent_carriers");
-    carriers
-        .and_then(|family| family.get_metric().first())
-        .map_or(0.0, |metric| metric.get_gauge().get_value())
-}
-
-/// Failed dials, by kind.
-fn failures(registry: &prometheus::Registry) -> String {
-    let text = prometheus::TextEncoder::new().encode_to_string(&registry.gather());
-    let text = text.unwrap_or_default();
-    let failures = text
-        .lines()
-        .filter(|line| line.starts_with("throwline_agent_connect_failures"));
-    failures.collect::<Vec<_>>().join("\n")
 }
 
 /// Turns true after `wait`.

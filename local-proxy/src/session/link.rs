@@ -5,6 +5,7 @@ mod dial;
 mod drive;
 mod keep;
 
+use dial::line_error;
 pub(crate) use dial::{dial_config, dial_error, open_error, refused_by_agent};
 
 use super::{Dial, Dialed, Epoch};
@@ -192,8 +193,29 @@ impl Link {
         last.is_some_and(|last| last.elapsed() < self.0.timing.carrier_idle)
     }
 
+    /// Opens a session. What is lost on the way to it has cost nobody anything: it is tried again,
+    /// for as long as a request waits for a relay.
     async fn open(&self, cluster: &str, kind: LineKind) -> Result<Dialed, Failure> {
         let deadline = Instant::now() + self.0.timing.wait_for_relay;
+        loop {
+            let failure = match self.open_once(cluster, kind, deadline).await {
+                Ok(dialed) => return Ok(dialed),
+                Err(failure) => failure,
+            };
+            if !matches!(failure, Failure::Lost { .. }) || Instant::now() >= deadline {
+                return Err(failure);
+            }
+            tracing::debug!(cluster, %failure, "a session is opened anew");
+            tokio::time::sleep(AGAIN).await;
+        }
+    }
+
+    async fn open_once(
+        &self,
+        cluster: &str,
+        kind: LineKind,
+        deadline: Instant,
+    ) -> Result<Dialed, Failure> {
         let line_id: [u8; 16] = rand::random();
         let now = self.epoch();
         let (stream, reply, carrier, epoch) = loop {
@@ -232,10 +254,7 @@ impl Link {
                 cluster: cluster.to_owned(),
                 seconds: LINE_HELLO.as_secs(),
             })?
-            .map_err(|error| Failure::Lost {
-                cluster: cluster.to_owned(),
-                why: error.to_string(),
-            })?;
+            .map_err(|error| line_error(cluster, &error))?;
         let config = self.session_config(cluster, kind)?;
         let io = session::connect(line, config, tls::session_name())
             .await

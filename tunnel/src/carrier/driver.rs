@@ -48,9 +48,10 @@ pub(super) struct Driver<T> {
     closing: Option<CloseReason>,
     /// Bounded by the permits they hold.
     opening: VecDeque<(oneshot::Sender<Stream>, OwnedSemaphorePermit)>,
-    incoming: mpsc::UnboundedSender<IncomingStream>,
-    linger: mpsc::UnboundedSender<Linger>,
-    dropped: mpsc::UnboundedReceiver<Linger>,
+    // Boxed: a channel has room for 32 from its beginning, on each of thousands of idle carriers.
+    incoming: mpsc::UnboundedSender<Box<IncomingStream>>,
+    linger: mpsc::UnboundedSender<Box<Linger>>,
+    dropped: mpsc::UnboundedReceiver<Box<Linger>>,
     reading: FuturesUnordered<BoxFuture<'static, Option<IncomingStream>>>,
     lingering: FuturesUnordered<BoxFuture<'static, Option<u32>>>,
     liveness: Liveness,
@@ -70,7 +71,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Driver<T> {
         shared: Arc<Shared>,
         timing: Timing,
         commands: mpsc::UnboundedReceiver<Command>,
-        incoming: mpsc::UnboundedSender<IncomingStream>,
+        incoming: mpsc::UnboundedSender<Box<IncomingStream>>,
     ) -> Self {
         let now = Instant::now();
         let config = liveness::Config {
@@ -227,7 +228,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Driver<T> {
         while let Poll::Ready(Some(stream)) = self.reading.poll_next_unpin(cx) {
             if let Some(stream) = stream {
                 // If nobody takes streams, dropping it resets it.
-                let _ = self.incoming.send(stream);
+                let _ = self.incoming.send(Box::new(stream));
             }
             moved = true;
         }

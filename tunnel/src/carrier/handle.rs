@@ -211,14 +211,14 @@ impl Carrier {
 
 /// The streams that the other end opens.
 #[derive(Debug)]
-pub struct Incoming(mpsc::UnboundedReceiver<IncomingStream>);
+pub struct Incoming(mpsc::UnboundedReceiver<Box<IncomingStream>>);
 
 impl Incoming {
     /// The next stream whose header has arrived; `None` when the carrier has ended. Headers are
     /// read side by side, so that a silent stream holds up nobody. The channel is bounded by the
     /// permits of incoming streams.
     pub async fn next(&mut self) -> Option<IncomingStream> {
-        self.0.recv().await
+        self.0.recv().await.map(|stream| *stream)
     }
 }
 

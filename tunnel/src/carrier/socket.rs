@@ -12,10 +12,11 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::http1::Rewound;
+use crate::read_ahead::ReadAhead;
 
 pub(super) enum Socket {
     Plain(TcpStream),
-    Tls(Box<TlsStream<Socket>>),
+    Tls(Box<TlsStream<ReadAhead<Socket>>>),
     /// Through a proxy, which may have sent the far end's first bytes with its own.
     Tunnel(Box<Rewound<Socket>>),
 }
@@ -31,7 +32,9 @@ pub(super) async fn secure(
         only.alpn_protocols = vec![b"http/1.1".to_vec()];
         tls = only.into();
     }
-    let stream = TlsConnector::from(tls).connect(name, socket).await?;
+    let stream = TlsConnector::from(tls)
+        .connect(name, ReadAhead::new(socket))
+        .await?;
     Ok(Socket::Tls(Box::new(stream)))
 }
 

@@ -15,6 +15,12 @@ pub struct Rewound<IO> {
 
 impl<IO> Rewound<IO> {
     pub fn new(first: Bytes, io: IO) -> Self {
+        // One that is empty may hold the block that it was read into.
+        let first = if first.is_empty() {
+            Bytes::new()
+        } else {
+            first
+        };
         Self { first, io }
     }
 }

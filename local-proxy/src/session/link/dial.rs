@@ -13,6 +13,7 @@ use std::{
 use throwline_certs::{jws, sha256, tls};
 use throwline_tunnel::{
     carrier::{self, Connection, DialConfig, DialError, OpenError, Prover},
+    line::LineError,
     proto::messages::{RefusalCode, Role},
 };
 
@@ -132,10 +133,24 @@ pub(crate) fn open_error(cluster: &str, error: OpenError) -> Failure {
             cluster,
             seconds: after.as_secs(),
         },
+        // All streams of the carrier are in use: trying again does not mend that.
+        OpenError::Limit => Failure::Ended {
+            cluster,
+            why: error.to_string(),
+        },
         other => Failure::Lost {
             cluster,
             why: other.to_string(),
         },
+    }
+}
+
+/// A line that did not come up: somebody in between was lost, or the agent says why not.
+pub(super) fn line_error(cluster: &str, error: &LineError) -> Failure {
+    let (cluster, why) = (cluster.to_owned(), error.to_string());
+    match error {
+        LineError::Cut | LineError::Io(_) => Failure::Lost { cluster, why },
+        _ => Failure::Ended { cluster, why },
     }
 }
 

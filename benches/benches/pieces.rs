@@ -1,0 +1,247 @@
+//! The pieces, each on its own: what a byte and a small message cost in it, without a network.
+//!
+//! A figure is of both ends together, on one thread, over an in-memory pipe. Run by
+//! `cargo bench --workspace --bench pieces`; behind `--`, a name such as `line` chooses one of them.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a bench that cannot run fails by panicking"
+)]
+
+use std::hint::black_box;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use criterion::measurement::WallTime;
+use criterion::{
+    BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main,
+};
+use throwline_tunnel::carrier::{self, AcceptConfig, Connection, DialConfig, Prover};
+use throwline_tunnel::line::{self, Line};
+use throwline_tunnel::proto::messages::{LineHello, LineKind, Open, Role, StreamReply};
+use throwline_tunnel::splice::{self, Meter};
+use throwline_tunnel::{mux, ws};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
+use tokio::runtime::Runtime;
+use tokio_util::compat::{FuturesAsyncReadCompatExt, FuturesAsyncWriteCompatExt};
+
+/// What passes in one iteration of a bulk figure.
+const BULK: usize = 1 << 20;
+/// Written at once.
+const PIECE: usize = 16 * 1024;
+/// As a small request or a keystroke.
+const SMALL: usize = 64;
+/// What a pipe between two parts holds.
+const PIPE: usize = 256 * 1024;
+
+fn one_thread() -> Runtime {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+}
+
+/// Times `BULK` bytes from `writer` to `reader`.
+fn bulk<W, R>(
+    group: &mut BenchmarkGroup<'_, WallTime>,
+    name: &str,
+    runtime: &Runtime,
+    mut writer: W,
+    mut reader: R,
+) where
+    W: AsyncWrite + Unpin,
+    R: AsyncRead + Unpin,
+{
+    group.throughput(Throughput::Bytes(BULK as u64));
+    let (piece, mut got) = (vec![7; PIECE], vec![0; BULK]);
+    group.bench_function(BenchmarkId::new(name, "1 MiB"), |bencher| {
+        bencher.iter_custom(|iterations| {
+            runtime.block_on(async {
+                let began = Instant::now();
+                for _ in 0..iterations {
+                    let write = async {
+                        for _ in 0..BULK / PIECE {
+                            writer.write_all(&piece).await.unwrap();
+                        }
+                        writer.flush().await.unwrap();
+                    };
+                    let ((), read) = tokio::join!(write, reader.read_exact(&mut got));
+                    read.unwrap();
+                    black_box(&got);
+                }
+                began.elapsed()
+            })
+        });
+    });
+}
+
+/// Times a small message there and its echo back.
+fn round_trip<A, B>(
+    group: &mut BenchmarkGroup<'_, WallTime>,
+    name: &str,
+    runtime: &Runtime,
+    mut near: A,
+    mut far: B,
+) where
+    A: AsyncRead + AsyncWrite + Unpin,
+    B: AsyncRead + AsyncWrite + Unpin,
+{
+    group.throughput(Throughput::Elements(1));
+    group.bench_function(BenchmarkId::new(name, "64 B round trip"), |bencher| {
+        bencher.iter_custom(|iterations| {
+            runtime.block_on(async {
+                let began = Instant::now();
+                for _ in 0..iterations {
+                    let (sent, mut echoed) = ([7; SMALL], [0; SMALL]);
+                    let ask = async {
+                        near.write_all(&sent).await.unwrap();
+                        near.flush().await.unwrap();
+                        near.read_exact(&mut echoed).await.unwrap();
+                    };
+                    let echo = async {
+                        let mut buffer = [0; SMALL];
+                        far.read_exact(&mut buffer).await.unwrap();
+                        far.write_all(&buffer).await.unwrap();
+                        far.flush().await.unwrap();
+                    };
+                    tokio::join!(ask, echo);
+                    black_box(echoed);
+                }
+                began.elapsed()
+            })
+        });
+    });
+}
+
+fn splicing(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("splice");
+    let runtime = one_thread();
+    let spliced = || {
+        let (near, a) = tokio::io::duplex(PIPE);
+        let (b, far) = tokio::io::duplex(PIPE);
+        runtime.spawn(async move {
+            let (config, meter) = (splice::Config::default(), Meter::default());
+            splice::splice(a, b, &config, &meter).await
+        });
+        (near, far)
+    };
+    let (near, far) = spliced();
+    bulk(&mut group, "two pipes", &runtime, near, far);
+    let (near, far) = spliced();
+    round_trip(&mut group, "two pipes", &runtime, near, far);
+}
+
+async fn lines() -> (Line<DuplexStream>, Line<DuplexStream>) {
+    let (a, b) = tokio::io::duplex(PIPE);
+    let resumable = Duration::from_secs(120);
+    let hello = LineHello::new([9; 16], resumable);
+    let (opened, accepted) = tokio::join!(line::connect(a, hello), line::accept(b, resumable));
+    (opened.unwrap(), accepted.unwrap().into_new().unwrap())
+}
+
+fn line(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("line");
+    let runtime = one_thread();
+    let (near, far) = runtime.block_on(lines());
+    let ((_hears, writer), (reader, _says)) = (tokio::io::split(near), tokio::io::split(far));
+    bulk(&mut group, "a pipe", &runtime, writer, reader);
+    let (near, far) = runtime.block_on(lines());
+    round_trip(&mut group, "a pipe", &runtime, near, far);
+}
+
+fn websocket(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("ws");
+    let runtime = one_thread();
+    let (a, b) = tokio::io::duplex(PIPE);
+    let (edge, relay) = (ws::Config::edge(), ws::Config::relay());
+    let ((writer, driver), (reader, _driver)) = runtime.block_on(async {
+        tokio::join!(
+            ws::wrap(a, Bytes::new(), ws::Side::Client, &edge),
+            ws::wrap(b, Bytes::new(), ws::Side::Server, &relay)
+        )
+    });
+    group.throughput(Throughput::Bytes(BULK as u64));
+    let (mut writer, mut reader) = (writer.compat_write(), reader.compat());
+    let (piece, mut got) = (vec![7; PIECE], vec![0; BULK]);
+    group.bench_function(BenchmarkId::new("masked, to a relay", "1 MiB"), |bencher| {
+        bencher.iter_custom(|iterations| {
+            runtime.block_on(async {
+                let began = Instant::now();
+                for _ in 0..iterations {
+                    let write = async {
+                        for _ in 0..BULK / PIECE {
+                            writer.write_all(&piece).await.unwrap();
+                        }
+                        driver.flush().await.unwrap();
+                    };
+                    let ((), read) = tokio::join!(write, reader.read_exact(&mut got));
+                    read.unwrap();
+                    black_box(&got);
+                }
+                began.elapsed()
+            })
+        });
+    });
+}
+
+/// Two ends of a carrier on which both sides believe one another.
+async fn carriers() -> (Connection, Connection) {
+    let prover = Prover {
+        assertion: Box::new(|claims| Ok(format!("assertion-of-{}", claims.sub))),
+        sign: Box::new(|transcript| Ok(transcript.to_vec())),
+        sha256: |_| [7; 32],
+        id: "spiffe://bench/cluster/c".to_owned(),
+    };
+    let relay = "http://localhost".parse().unwrap();
+    let dial = DialConfig::new(relay, None, Arc::new(prover), Role::Agent, "bench");
+    let (dialer, acceptor) = tokio::io::duplex(PIPE);
+    let (dialled, accepted) = tokio::join!(
+        carrier::dial_over(dialer, &dial),
+        carrier::accept(acceptor, AcceptConfig::new("bench"), |_, _| Ok(()))
+    );
+    (dialled.unwrap(), accepted.unwrap().0)
+}
+
+/// A stream that the relay has opened to an agent: both ends.
+async fn stream(agent: &mut Connection, relay: &Connection) -> (mux::Stream, mux::Stream) {
+    let open = Open {
+        version: 1,
+        cluster: "c".to_owned(),
+        line_id: vec![0; 16],
+        kind: LineKind::Api.into(),
+        ..Open::default()
+    };
+    let (opened, accepted) = tokio::join!(relay.carrier.open(open.into()), async {
+        let incoming = agent.incoming.next().await.unwrap();
+        incoming.accept(StreamReply::accepted()).await.unwrap()
+    });
+    (opened.unwrap().0, accepted)
+}
+
+fn multiplexer(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("mux");
+    let runtime = one_thread();
+    let (mut agent, relay) = runtime.block_on(carriers());
+    let (near, far) = runtime.block_on(stream(&mut agent, &relay));
+    bulk(&mut group, "to an agent", &runtime, near, far);
+    let (near, far) = runtime.block_on(stream(&mut agent, &relay));
+    bulk(&mut group, "to a relay", &runtime, far, near);
+    let (near, far) = runtime.block_on(stream(&mut agent, &relay));
+    round_trip(&mut group, "a stream", &runtime, near, far);
+    group.throughput(Throughput::Elements(1));
+    group.bench_function(BenchmarkId::new("a stream", "open"), |bencher| {
+        bencher.iter_custom(|iterations| {
+            runtime.block_on(async {
+                let began = Instant::now();
+                for _ in 0..iterations {
+                    black_box(stream(&mut agent, &relay).await);
+                }
+                began.elapsed()
+            })
+        });
+    });
+}
+
+criterion_group!(pieces, splicing, line, websocket, multiplexer);
+criterion_main!(pieces);

@@ -1,0 +1,85 @@
+//! What the kernel says of processes, with all that they have started.
+
+use std::collections::HashMap;
+
+/// The process and its living descendants.
+pub(crate) fn family(root: u32) -> Vec<u32> {
+    let mut children: HashMap<u32, Vec<u32>> = HashMap::new();
+    for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
+        // It may have ended meanwhile.
+        let parent = stat(pid).and_then(|fields| fields.get(1)?.parse().ok());
+        if let Some(parent) = parent {
+            children.entry(parent).or_default().push(pid);
+        }
+    }
+    let mut all = vec![root];
+    let mut next = 0;
+    while let Some(pid) = all.get(next).copied() {
+        all.extend(children.remove(&pid).unwrap_or_default());
+        next += 1;
+    }
+    all
+}
+
+/// CPU seconds, user and system, of a process so far and of those of its children that have
+/// ended. In ticks of 10 ms.
+pub(crate) fn cpu_seconds(pid: u32) -> f64 {
+    // utime, stime, cutime, cstime, counted from the state behind the name.
+    let ticks = stat(pid).map_or(0.0, |fields| {
+        let at = |place: usize| {
+            fields
+                .get(place)
+                .and_then(|field| field.parse::<f64>().ok())
+        };
+        (11..=14).filter_map(at).sum()
+    });
+    ticks / 100.0
+}
+
+/// Resident memory now, in KiB.
+pub(crate) fn resident_kib(pid: u32) -> f64 {
+    status(pid, "VmRSS:")
+}
+
+/// The most resident memory since [`forget_peak`], in KiB.
+pub(crate) fn peak_kib(pid: u32) -> f64 {
+    status(pid, "VmHWM:")
+}
+
+/// Lets the peak begin anew. Without the right to, it is that of the whole life.
+pub(crate) fn forget_peak(pid: u32) {
+    let _ = std::fs::write(format!("/proc/{pid}/clear_refs"), "5");
+}
+
+/// The fields of `/proc/PID/stat` from the state on; the name before it may hold anything.
+fn stat(pid: u32) -> Option<Vec<String>> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, rest) = text.rsplit_once(')')?;
+    Some(rest.split_whitespace().map(str::to_owned).collect())
+}
+
+fn status(pid: u32, field: &str) -> f64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let value = text.lines().find_map(|line| line.strip_prefix(field));
+    let number = value.and_then(|rest| rest.split_whitespace().next()?.parse().ok());
+    number.unwrap_or(0.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_process_is_there() {
+        let pid = std::process::id();
+        assert!(family(pid).contains(&pid));
+        assert!(resident_kib(pid) > 0.0);
+        assert!(peak_kib(pid) >= resident_kib(pid) / 2.0);
+        assert!(cpu_seconds(pid) >= 0.0);
+        assert_eq!(family(u32::MAX), [u32::MAX]);
+    }
+}
