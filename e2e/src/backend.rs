@@ -59,6 +59,8 @@ pub struct Backend {
     task: JoinHandle<()>,
 }
 
+/// Where an upgrade is granted, and what comes is sent back.
+pub const ECHO: &str = "/test/echo";
 /// The bearer token by which an agent reaches it.
 pub const TOKEN: &str = "the-agents-own-token";
 
@@ -95,7 +97,9 @@ impl Backend {
                     let service = service_fn(move |request| answer(seen.clone(), request));
                     let builder = auto::Builder::new(TokioExecutor::new());
                     // A client that goes away is what some stories are about.
-                    let _ = builder.serve_connection(TokioIo::new(tls), service).await;
+                    let _ = builder
+                        .serve_connection_with_upgrades(TokioIo::new(tls), service)
+                        .await;
                 });
             }
         });
@@ -152,6 +156,9 @@ async fn answer(seen: Arc<Seen>, request: Request<Incoming>) -> Result<Response<
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
         .push(head);
+    if request.uri().path() == ECHO {
+        return Ok(echo(request));
+    }
     let (parts, mut body) = request.into_parts();
     let path = parts.uri.path().to_owned();
     let number = path
@@ -185,6 +192,31 @@ async fn answer(seen: Arc<Seen>, request: Request<Incoming>) -> Result<Response<
         ),
         _ => respond(StatusCode::OK, full("{}".to_owned())),
     })
+}
+
+/// Switches to whatever is asked for, and says again what it is told, for as long as somebody does.
+fn echo(mut request: Request<Incoming>) -> Response<Body> {
+    let protocol = request.headers().get(http::header::UPGRADE).cloned();
+    let Some(protocol) = protocol else {
+        return respond(
+            StatusCode::BAD_REQUEST,
+            full("an upgrade is wanted".to_owned()),
+        );
+    };
+    tokio::spawn(async move {
+        if let Ok(upgraded) = hyper::upgrade::on(&mut request).await {
+            let (mut read, mut write) = tokio::io::split(TokioIo::new(upgraded));
+            // A client that goes away is its end.
+            let _ = tokio::io::copy(&mut read, &mut write).await;
+        }
+    });
+    let mut response = Response::new(full(String::new()));
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let headers = response.headers_mut();
+    let upgrade = http::HeaderValue::from_static("Upgrade");
+    headers.insert(http::header::CONNECTION, upgrade);
+    headers.insert(http::header::UPGRADE, protocol);
+    response
 }
 
 fn respond(status: StatusCode, body: Body) -> Response<Body> {

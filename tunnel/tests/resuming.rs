@@ -200,3 +200,71 @@ fn what_is_read_while_there_is_no_stream_is_acknowledged_later() {
     let _ = from.take_in();
     assert!(from.has_room());
 }
+
+/// Whoever only answers does not wait for an answer: two ends that rest fall silent.
+#[test]
+fn two_ends_that_rest_say_nothing() {
+    use std::time::{Duration, Instant};
+    use throwline_tunnel::proto::line::silence::{Action, Silence};
+
+    let mut ends = [(); 2].map(|()| (Machine::new(WINDOW, WINDOW, true), Silence::default()));
+    let mut seen = [0; 2];
+    assert_eq!(ends[0].0.write(b"ahoy"), 4);
+    let mut now = Instant::now();
+    let mut last_said = 0;
+    for step in 0..200 {
+        for side in 0..2 {
+            // As the looks at a line do, which come twice a second.
+            let (machine, silence) = &mut ends[side];
+            let heard = machine.heard();
+            if heard == seen[side] {
+                machine.acknowledge_all();
+                machine.rest();
+            }
+            seen[side] = heard;
+            match silence.look(now, heard, machine.outstanding()) {
+                Action::Nothing => {}
+                Action::Probe => machine.ping(),
+                Action::Suspect => panic!("the other end is there"),
+            }
+            let mut wire = Vec::new();
+            while let Some(chunk) = machine.chunk() {
+                let n = chunk.len();
+                wire.extend_from_slice(chunk);
+                machine.on_written(n);
+            }
+            if wire.is_empty() {
+                continue;
+            }
+            last_said = step;
+            let (other, _) = &mut ends[1 - side];
+            other.input().extend_from_slice(&wire);
+            other.on_input(wire.len());
+            let mut buf = [0; 16];
+            while let Ok(Read::Bytes(_)) = other.read(&mut &mut buf[..]) {}
+        }
+        now += Duration::from_millis(500);
+    }
+    assert!(last_said < 20, "still talking at look {last_said}");
+}
+
+/// What is answered is waited for: a PING into nothing, and bulk that is read no further.
+#[test]
+fn who_asks_waits() {
+    let written = |machine: &mut Machine| {
+        while let Some(chunk) = machine.chunk() {
+            let n = chunk.len();
+            machine.on_written(n);
+        }
+        machine.outstanding()
+    };
+    let mut machine = Machine::new(WINDOW, WINDOW, true);
+    machine.ping();
+    assert!(written(&mut machine) > 0);
+    machine.on_input(16);
+    assert_eq!(written(&mut machine), 0);
+    machine.write(b"ahoy");
+    // An answer to what was said before does not stand for what has not even left.
+    machine.on_input(16);
+    assert!(written(&mut machine) > 0);
+}

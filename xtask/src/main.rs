@@ -40,6 +40,8 @@ Commands:
   chaos [--rounds N] [--seed N] [--front FRONT]
                             rounds of random faults against exec, cp, port-forward, logs, watch
                             and lists: every byte must be there, once and in order
+  lines [--lines N]         what an idle line (an exec, a port-forward) costs each process, of
+                            1,000 of them or N
   storm [--agents N]        5,000 agents, or N, lose their relay at once and come to another
   help                      this text
 
@@ -92,6 +94,7 @@ fn dispatch() -> Result<ExitCode> {
         "fleet" => steps::fleet(&root, &arguments),
         "soak" => steps::soak(&root, &arguments),
         "chaos" => steps::chaos(&root, &arguments),
+        "lines" => steps::lines(&root, &arguments),
         "storm" => steps::storm(&root, &arguments),
         "help" | "--help" | "-h" => {
             println!("{USAGE}");

@@ -221,22 +221,32 @@ fn in_faults(root: &Path, name: &str, arguments: &[String], log: &str) -> Result
     exit(run::shown(&mut command)?)
 }
 
-/// A measurement, so optimised.
+/// Thousands of agents that lose their relay.
 pub(crate) fn storm(root: &Path, arguments: &[String]) -> Result<ExitCode> {
+    measured(root, "storm", arguments)
+}
+
+/// A thousand lines that rest.
+pub(crate) fn lines(root: &Path, arguments: &[String]) -> Result<ExitCode> {
+    measured(root, "lines", arguments)
+}
+
+/// A measurement, so optimised.
+fn measured(root: &Path, name: &str, arguments: &[String]) -> Result<ExitCode> {
     tools::install(root)?.print();
     let mut build = run::cargo(root);
     build.args(["build", "--workspace", "--release"]);
-    build.args(["--bin", "throwline", "--bin", "storm"]);
+    build.args(["--bin", "throwline", "--bin", name]);
     if !run::shown(&mut build)? {
         return exit(false);
     }
-    let mut storm = std::process::Command::new(root.join("target/release/storm"));
-    storm
+    let mut command = std::process::Command::new(root.join("target/release").join(name));
+    command
         .args(arguments)
         .env("THROWLINE_BIN", root.join("target/release/throwline"))
         // Thousands of handshakes are not to be told one by one.
         .env("THROWLINE_LOG", "warn");
-    exit(run::shown(&mut storm)?)
+    exit(run::shown(&mut command)?)
 }
 
 fn exit(good: bool) -> Result<ExitCode> {

@@ -152,6 +152,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Handle<S> {
         let heard = core.machine.heard();
         if heard == core.seen {
             core.machine.acknowledge_all();
+            core.machine.rest();
         }
         core.seen = heard;
         let outstanding = core.machine.outstanding();

@@ -87,6 +87,8 @@ pub struct Machine {
     ended: Option<Ended>,
     heard: u64,
     outstanding: u64,
+    /// Something waits to be handed down that the peer will answer, or that it takes as bulk goes on.
+    asks: bool,
     replayed: u64,
 }
 
@@ -123,6 +125,7 @@ impl Machine {
             ended: None,
             heard: 0,
             outstanding: 0,
+            asks: false,
             replayed: 0,
         }
     }
@@ -185,6 +188,7 @@ impl Machine {
             {
                 self.seal();
                 put(&mut self.output, kind::ACK, 0, received);
+                self.asks = true;
             }
             return Ok(Read::Bytes(taken));
         }
@@ -296,6 +300,19 @@ impl Machine {
         }
     }
 
+    /// Gives back all room that nothing is in, of a line that rests.
+    pub fn rest(&mut self) {
+        if self.input.is_empty() {
+            self.input = BytesMut::new();
+        }
+        if self.output.is_empty() {
+            self.output = BytesMut::new();
+        }
+        if self.waiting.is_empty() {
+            self.waiting = VecDeque::new();
+        }
+    }
+
     /// There is payload that a reader could have now.
     pub fn has_waiting(&self) -> bool {
         !self.waiting.is_empty() || (self.data_left > 0 && !self.input.is_empty())
@@ -357,6 +374,7 @@ impl Machine {
         }
         self.output.extend_from_slice(&buf[..n]);
         self.send.advance(n);
+        self.asks = true;
         n
     }
 
@@ -375,6 +393,7 @@ impl Machine {
         if !self.fin_said {
             self.fin_said = true;
             self.due.fin = true;
+            self.asks = true;
         }
     }
 
@@ -387,11 +406,13 @@ impl Machine {
     /// Asks for a sign of life.
     pub fn ping(&mut self) {
         self.due.ping = true;
+        self.asks = true;
     }
 
     /// Asks the peer to take the line up over another carrier.
     pub fn ask_to_move(&mut self) {
         self.due.leave = true;
+        self.asks = true;
     }
 
     /// Acknowledges the little that is left, because the line rests.
@@ -439,7 +460,12 @@ impl Machine {
     /// `n` bytes of the last chunk were handed down.
     pub fn on_written(&mut self, n: usize) {
         self.leaving.advance(n);
-        self.outstanding += n as u64;
+        // What only answers, a PONG or the last ACK of a line that rests, is not answered: were it
+        // waited for, two ends that rest would ask each other for ever.
+        if self.asks {
+            self.outstanding += n as u64;
+            self.asks = !self.leaving.is_empty() || !self.output.is_empty() || self.again.is_some();
+        }
     }
 
     fn next_chunk(&mut self) -> Bytes {
@@ -573,6 +599,7 @@ impl Machine {
             ..Due::default()
         };
         self.outstanding = 0;
+        self.asks = self.again.is_some() || self.due.fin;
         self.attached = true;
         // What was read while there was no stream.
         self.acknowledge_all();
@@ -630,7 +657,7 @@ impl Machine {
         self.heard
     }
 
-    /// Bytes that went out since the last that came in.
+    /// Bytes that went out since the last that came in, among them some that are answered.
     pub fn outstanding(&self) -> u64 {
         self.outstanding
     }
