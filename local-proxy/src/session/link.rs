@@ -44,7 +44,7 @@ use tokio::{
 
 /// From the open's reply to the line's own. The same reasoning as a handshake's.
 const LINE_HELLO: Duration = Duration::from_secs(10);
-/// Between attempts to open a line while the carrier changes.
+/// Between attempts to open a session while something on the way to it changes.
 const AGAIN: Duration = Duration::from_millis(100);
 
 /// The link to the relay. Clones are the same link.
@@ -193,16 +193,22 @@ impl Link {
         last.is_some_and(|last| last.elapsed() < self.0.timing.carrier_idle)
     }
 
-    /// Opens a session. What is lost on the way to it has cost nobody anything: it is tried again,
-    /// for as long as a request waits for a relay.
+    /// Opens a session. What is lost on the way to it has cost nobody anything, and a relay that goes
+    /// away is no reason for a request to fail: it is tried again, for as long as a request waits
+    /// for a relay.
     async fn open(&self, cluster: &str, kind: LineKind) -> Result<Dialed, Failure> {
         let deadline = Instant::now() + self.0.timing.wait_for_relay;
         loop {
-            let failure = match self.open_once(cluster, kind, deadline).await {
+            let failure = match self.open_once(cluster, kind).await {
                 Ok(dialed) => return Ok(dialed),
                 Err(failure) => failure,
             };
-            if !matches!(failure, Failure::Lost { .. }) || Instant::now() >= deadline {
+            let may_go_well = match &failure {
+                Failure::Lost { .. } => true,
+                Failure::Refused { refusal, .. } => refusal.code() == RefusalCode::Draining,
+                _ => false,
+            };
+            if !may_go_well || Instant::now() >= deadline {
                 return Err(failure);
             }
             tracing::debug!(cluster, %failure, "a session is opened anew");
@@ -210,29 +216,20 @@ impl Link {
         }
     }
 
-    async fn open_once(
-        &self,
-        cluster: &str,
-        kind: LineKind,
-        deadline: Instant,
-    ) -> Result<Dialed, Failure> {
+    async fn open_once(&self, cluster: &str, kind: LineKind) -> Result<Dialed, Failure> {
         let line_id: [u8; 16] = rand::random();
         let now = self.epoch();
-        let (stream, reply, carrier, epoch) = loop {
-            let (carrier, epoch) = self.carrier().await?;
-            let open = Open {
-                version: proto::VERSION,
-                cluster: cluster.to_owned(),
-                line_id: line_id.to_vec(),
-                kind: kind.into(),
-                ..Open::default()
-            };
-            let error = match carrier.open(open.into()).await {
-                Ok((stream, reply)) => break (stream, reply, carrier, epoch),
-                Err(error) => error,
-            };
-            // A relay that goes away is no reason for a request to fail: the next one is dialled,
-            // at once, for the time that it gave everybody to move is not for whoever has work.
+        let (carrier, epoch) = self.carrier().await?;
+        let open = Open {
+            version: proto::VERSION,
+            cluster: cluster.to_owned(),
+            line_id: line_id.to_vec(),
+            kind: kind.into(),
+            ..Open::default()
+        };
+        let (stream, reply) = carrier.open(open.into()).await.map_err(|error| {
+            // The next one is dialled at once, for the time that a relay gave everybody to move is
+            // not for whoever has work.
             let moving = match &error {
                 OpenError::CarrierLost(_) => true,
                 OpenError::Refused(refusal) => refusal.code() == RefusalCode::Draining,
@@ -241,11 +238,8 @@ impl Link {
             if moving {
                 self.replace(epoch);
             }
-            if !moving || Instant::now() >= deadline {
-                return Err(open_error(cluster, error));
-            }
-            tokio::time::sleep(AGAIN).await;
-        };
+            open_error(cluster, error)
+        })?;
         self.0.metrics.lines.inc();
         let hello = LineHello::new(line_id, self.0.timing.detached);
         let line = timeout(LINE_HELLO, line::connect(stream, hello))
