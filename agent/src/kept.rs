@@ -54,6 +54,14 @@ struct Entry {
     recheck: Recheck,
 }
 
+impl Entry {
+    /// Whether it waits for its stream.
+    fn is_cut(&self) -> bool {
+        let phase = self.handle.phase();
+        !phase.attached && !phase.over
+    }
+}
+
 /// Why a RESUME was not followed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum NotResumed {
@@ -127,9 +135,7 @@ impl Kept {
 
     /// Whether a line waits for its stream.
     pub(crate) fn is_awaited(&self) -> bool {
-        let lines = self.lock();
-        let mut phases = lines.values().map(|entry| entry.handle.phase());
-        phases.any(|phase| !phase.attached && !phase.over)
+        self.lock().values().any(Entry::is_cut)
     }
 
     /// Asks the user's side to leave the way that `leaving` is about, if the line is still on it.
@@ -210,10 +216,9 @@ impl Kept {
         let Some(user) = lines.get(handle.id()).map(|entry| &entry.user) else {
             return false;
         };
-        let cut = lines.values().filter(|entry| {
-            let phase = entry.handle.phase();
-            entry.user == *user && !phase.attached && !phase.over
-        });
+        let cut = lines
+            .values()
+            .filter(|entry| entry.user == *user && entry.is_cut());
         cut.count() <= self.limits.per_user
     }
 

@@ -9,6 +9,7 @@
 )]
 
 use std::hint::black_box;
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -47,8 +48,25 @@ fn bulk<W, R>(
     group: &mut BenchmarkGroup<'_, WallTime>,
     name: &str,
     runtime: &Runtime,
+    writer: W,
+    reader: R,
+) where
+    W: AsyncWrite + Unpin,
+    R: AsyncRead + Unpin,
+{
+    bulk_flushed_by(group, name, runtime, writer, reader, async |writer| {
+        writer.flush().await
+    });
+}
+
+/// The same where something else than the writer flushes.
+fn bulk_flushed_by<W, R>(
+    group: &mut BenchmarkGroup<'_, WallTime>,
+    name: &str,
+    runtime: &Runtime,
     mut writer: W,
     mut reader: R,
+    flush: impl AsyncFn(&mut W) -> io::Result<()>,
 ) where
     W: AsyncWrite + Unpin,
     R: AsyncRead + Unpin,
@@ -64,7 +82,7 @@ fn bulk<W, R>(
                         for _ in 0..BULK / PIECE {
                             writer.write_all(&piece).await.unwrap();
                         }
-                        writer.flush().await.unwrap();
+                        flush(&mut writer).await.unwrap();
                     };
                     let ((), read) = tokio::join!(write, reader.read_exact(&mut got));
                     read.unwrap();
@@ -161,27 +179,10 @@ fn websocket(criterion: &mut Criterion) {
             ws::wrap(b, Bytes::new(), ws::Side::Server, &relay)
         )
     });
-    group.throughput(Throughput::Bytes(BULK as u64));
-    let (mut writer, mut reader) = (writer.compat_write(), reader.compat());
-    let (piece, mut got) = (vec![7; PIECE], vec![0; BULK]);
-    group.bench_function(BenchmarkId::new("masked, to a relay", "1 MiB"), |bencher| {
-        bencher.iter_custom(|iterations| {
-            runtime.block_on(async {
-                let began = Instant::now();
-                for _ in 0..iterations {
-                    let write = async {
-                        for _ in 0..BULK / PIECE {
-                            writer.write_all(&piece).await.unwrap();
-                        }
-                        driver.flush().await.unwrap();
-                    };
-                    let ((), read) = tokio::join!(write, reader.read_exact(&mut got));
-                    read.unwrap();
-                    black_box(&got);
-                }
-                began.elapsed()
-            })
-        });
+    let (writer, reader) = (writer.compat_write(), reader.compat());
+    let name = "masked, to a relay";
+    bulk_flushed_by(&mut group, name, &runtime, writer, reader, async |_| {
+        driver.flush().await
     });
 }
 

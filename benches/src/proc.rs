@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use throwline_e2e::process::status_field;
+
 /// The process and its living descendants.
 pub(crate) fn family(root: u32) -> Vec<u32> {
     let mut children: HashMap<u32, Vec<u32>> = HashMap::new();
@@ -63,10 +65,8 @@ fn stat(pid: u32) -> Option<Vec<String>> {
 }
 
 fn status(pid: u32, field: &str) -> f64 {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let value = text.lines().find_map(|line| line.strip_prefix(field));
-    let number = value.and_then(|rest| rest.split_whitespace().next()?.parse().ok());
-    number.unwrap_or(0.0)
+    // It may have ended meanwhile.
+    status_field(pid, field).map_or(0.0, |kib| kib as f64)
 }
 
 #[cfg(test)]

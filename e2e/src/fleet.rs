@@ -28,6 +28,13 @@ pub struct Size {
 }
 
 impl Size {
+    /// One cluster and one user behind three relays: it is lines that are looked at, not crowds.
+    pub const ONE_USER: Self = Self {
+        relays: 3,
+        agents: 1,
+        proxies: 1,
+    };
+
     /// As the environment says (`THROWLINE_E2E_AGENTS`, `_PROXIES`), else what every
     /// run of the tests can bear.
     pub fn from_environment() -> Self {

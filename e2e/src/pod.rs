@@ -124,7 +124,7 @@ server.serve_forever()' \"$sum\"",
         mib * 1024 * 1024
     );
     let pod = Pod::start(upstream, namespace, &script).await?;
-    let sums = eventually(Duration::from_secs(60), "the file is made", || async {
+    let (file, small) = eventually(Duration::from_secs(60), "the file is made", || async {
         let log = pod.admin.ok(&["logs", &pod.name]).await?;
         let sums = log.split_whitespace().step_by(2);
         match sums.collect::<Vec<_>>()[..] {
@@ -133,7 +133,6 @@ server.serve_forever()' \"$sum\"",
         }
     })
     .await?;
-    let (file, small) = sums;
     Ok(FileServer {
         pod,
         port,

@@ -145,7 +145,8 @@ impl Process {
     }
 }
 
-fn status_field(pid: u32, field: &str) -> Result<u64> {
+/// A number of `/proc/PID/status`, such as `VmRSS:` in KiB.
+pub fn status_field(pid: u32, field: &str) -> Result<u64> {
     let file = format!("/proc/{pid}/status");
     let status = std::fs::read_to_string(&file).with_context(|| file.clone())?;
     status

@@ -67,9 +67,7 @@ impl Enrolled {
         let roots = authority.roots().clone();
         Ok(Self { identities, roots })
     }
-}
 
-impl Enrolled {
     /// So many of them, apart from the others.
     pub fn split_off(&mut self, count: usize) -> Self {
         let rest = self.identities.len().saturating_sub(count);

@@ -23,11 +23,7 @@ use throwline_e2e::{
 };
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 
-const SIZE: Size = Size {
-    relays: 3,
-    agents: 1,
-    proxies: 1,
-};
+const SIZE: Size = Size::ONE_USER;
 
 fn main() -> ExitCode {
     let limit = Duration::from_secs(if is_large() { 1800 } else { 300 });

@@ -104,12 +104,7 @@ async fn renewal(_: Arc<()>) -> Result<()> {
 /// Twice, so that its back-off has grown: alone, it would be half a minute.
 async fn an_agent_that_was_away(_: Arc<()>) -> Result<()> {
     const AWAY: Duration = Duration::from_secs(25);
-    let size = Size {
-        relays: 3,
-        agents: 1,
-        proxies: 1,
-    };
-    let fleet = Fleet::with_links(size, Front::Plain, &[]).await?;
+    let fleet = Fleet::with_links(Size::ONE_USER, Front::Plain, &[]).await?;
     let ground = Ground::in_fleet(&fleet).await?;
     for _ in 0..2 {
         let running = Running::start(Operation::Exec, &ground).await?;

@@ -66,7 +66,7 @@ pub(crate) async fn forward(
     proxy.metrics().count("upgraded");
     let agent = hyper::upgrade::on(&mut response);
     let room = match kind {
-        Upgrade::WebSocket => Room::of_websocket(path.path(), response.headers()),
+        Upgrade::WebSocket => Room::of_websocket(path.as_str(), response.headers()),
         Upgrade::Spdy => Room::None,
     };
     let ends = Ends {

@@ -31,10 +31,6 @@ impl<T> ReadAhead<T> {
             waiting: Vec::new(),
         }
     }
-
-    pub fn get_ref(&self) -> &T {
-        &self.io
-    }
 }
 
 impl<T: AsyncRead + Unpin> AsyncRead for ReadAhead<T> {

@@ -19,12 +19,7 @@ use throwline_e2e::metrics;
 use throwline_e2e::operations::{self, Ground, Operation, Running};
 use throwline_e2e::waits::{Table, Waits, median};
 
-/// One cluster and one user: it is lines that are looked at, not crowds.
-const SIZE: Size = Size {
-    relays: 3,
-    agents: 1,
-    proxies: 1,
-};
+const SIZE: Size = Size::ONE_USER;
 
 /// How long an agent may take to be at two relays again between rounds: its back-off, at most.
 const REST: Duration = Duration::from_secs(120);
