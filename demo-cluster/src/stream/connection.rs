@@ -22,7 +22,7 @@ const QUEUE: usize = 32;
 const MAX_STREAMS: usize = 16_384;
 /// Bytes gathered before they are written.
 const CORK: usize = 64 << 10;
-/// How long a client may take to close after we have said all.
+/// How long a client may take to close after it was sent all.
 const GOODBYE: Duration = Duration::from_secs(2);
 const PROTOCOL_ERROR: u32 = 1;
 const REFUSED: u32 = 3;
@@ -139,6 +139,8 @@ impl Connection {
     pub(super) async fn close(mut self) {
         let _ = self.frames.send(Frame::GoAway { last: 0, status: 0 }).await;
         self.opened.close();
+        // However long a slow client takes; one that is gone ends the writer as well.
+        let _ = (&mut self.writer).await;
         let _ = tokio::time::timeout(GOODBYE, &mut self.reader).await;
     }
 }
@@ -271,14 +273,18 @@ async fn bad_headers(frames: &mpsc::Sender<Frame>, error: FrameError) {
     tracing::debug!(%error, "spdy headers cannot be read");
 }
 
-/// Writes frames, as many at once as wait.
+/// Writes frames, as many at once as wait, up to a GOAWAY.
 async fn write(mut drain: Drain, mut frames: mpsc::Receiver<Frame>) {
     let mut buffer = BytesMut::with_capacity(2 * CORK);
-    while let Some(frame) = frames.recv().await {
+    let mut is_last = false;
+    while !is_last && let Some(frame) = frames.recv().await {
+        is_last = matches!(frame, Frame::GoAway { .. });
         frame.encode(&mut buffer);
-        while buffer.len() < CORK
+        while !is_last
+            && buffer.len() < CORK
             && let Ok(frame) = frames.try_recv()
         {
+            is_last = matches!(frame, Frame::GoAway { .. });
             frame.encode(&mut buffer);
         }
         if let Err(error) = drain.send(buffer.split().freeze()).await {

@@ -22,7 +22,7 @@ use crate::runtime::{Channel, process::Input};
 
 /// A client that has asked for streams but does not open them all is given up.
 const OPEN: Duration = Duration::from_secs(30);
-/// How long a client may take to close after the status.
+/// How long a client may take to close after it was sent the status.
 const GOODBYE: Duration = Duration::from_secs(2);
 
 /// The streams that a request asks for.
@@ -103,7 +103,7 @@ impl Output {
                 };
                 let _ = messages.send(Message::Close(Some(close))).await;
                 drop(messages);
-                let _ = tokio::time::timeout(GOODBYE, writer).await;
+                let _ = writer.await;
             }
             Self::Spdy {
                 connection,
@@ -171,7 +171,7 @@ pub(super) async fn over_websocket(io: Io, protocol: &'static str) -> Remote {
         }
         if closed {
             // Until the client has closed as well, so that nothing of ours is lost to a reset.
-            let _ = reader.await;
+            let _ = tokio::time::timeout(GOODBYE, reader).await;
         }
     });
     Remote {
