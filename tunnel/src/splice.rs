@@ -1,7 +1,9 @@
 //! Copies bytes between two streams until both are done.
 //!
 //! One task, one bounded buffer a direction, back-pressure by not reading. An end on one side
-//! half-closes the other; an error on one side delivers what was read before it and drops both.
+//! half-closes the other; an error on one side delivers what was read before it and drops both. A
+//! side that takes no more is still read to its end: a server that has said all and closed may have
+//! said more than was passed on when the first byte to it came back as an error.
 //! It counts bytes and looks at none.
 
 use std::io;
@@ -203,8 +205,7 @@ where
             let latest = Instant::now() + config.drain;
             let deadline = *self.deadline.get_or_insert(latest);
             self.deadline = Some(deadline.min(latest));
-            // What was read before the error is delivered; nothing new is awaited.
-            if self.a_to_b.is_drained() && self.b_to_a.is_drained() {
+            if self.a_to_b.is_over(&self.b_to_a) && self.b_to_a.is_over(&self.a_to_b) {
                 return Poll::Ready(());
             }
         } else if (forth.is_ready() || back.is_ready())
@@ -426,6 +427,15 @@ impl Half {
 
     fn has_failed(&self) -> bool {
         self.write_error.is_some() || matches!(self.read_end, Some(Err(_)))
+    }
+
+    /// Something has failed, and this direction has nothing more to deliver: not what was read,
+    /// nor what still can be. Nothing new is awaited for a side that said no more itself.
+    fn is_over(&self, other: &Self) -> bool {
+        let awaits_nothing = self.read_end.is_some()
+            || self.write_error.is_some()
+            || matches!(other.read_end, Some(Err(_)));
+        awaits_nothing && self.is_drained()
     }
 
     /// Nothing that was read waits to be delivered.

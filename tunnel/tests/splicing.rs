@@ -67,6 +67,32 @@ async fn an_error_delivers_what_was_read_and_ends_both() {
     assert_eq!(got, b"last words");
 }
 
+#[tokio::test]
+async fn a_side_that_takes_no_more_is_still_read_to_its_end() {
+    let (mut a, near) = pipe(1024);
+    let (far, mut b) = pipe(1024);
+    let task = tokio::spawn(async move {
+        let (config, meter) = (Config::default(), Meter::default());
+        splice(near, tokio_test_like::TakesNothing(far), &config, &meter).await
+    });
+    a.write_all(b"a ping that comes too late").await.unwrap();
+    tokio::task::yield_now().await;
+    let bytes = pattern(50_000);
+    let send = async {
+        b.write_all(&bytes).await.unwrap();
+        b.shutdown().await.unwrap();
+    };
+    let mut got = Vec::new();
+    let (_, read) = tokio::join!(send, a.read_to_end(&mut got));
+    read.unwrap();
+    assert!(got == bytes, "{} bytes", got.len());
+    let outcome = task.await.unwrap();
+    assert!(
+        matches!(outcome.a_to_b.end, End::WriteFailed(_)) && outcome.b_to_a.end.is_clean(),
+        "{outcome:?}"
+    );
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_writer_that_takes_nothing_is_left_at_the_deadline() {
     let read_fails = tokio_test_like::FailsAfter::new(vec![1; 50_000]);
@@ -129,6 +155,37 @@ mod tokio_test_like {
     use std::pin::Pin;
     use std::task::{Context, Poll};
     use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+    /// Is read like any other, and fails to be written.
+    pub(crate) struct TakesNothing(pub(crate) tokio::io::DuplexStream);
+
+    impl AsyncRead for TakesNothing {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            buf: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_read(cx, buf)
+        }
+    }
+
+    impl AsyncWrite for TakesNothing {
+        fn poll_write(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            _: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
 
     /// Gives its bytes, then an error. Takes nothing.
     pub(crate) struct FailsAfter {
