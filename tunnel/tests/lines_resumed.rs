@@ -149,6 +149,45 @@ async fn the_last_words_of_a_line_that_was_let_go_still_arrive() {
 }
 
 #[tokio::test]
+async fn what_was_written_before_a_line_broke_off_still_arrives_and_then_the_error() {
+    let (mut a, mut b, ends) = lines(64 * 1024).await;
+    let mut keeping = ends.keep();
+    ends.cut();
+    b.write_all(b"the last words").await.unwrap();
+    drop(b);
+    assert!(ends.agent.phase().let_go && !ends.agent.phase().over);
+    ends.resume(64 * 1024).await.unwrap();
+    let mut got = Vec::new();
+    let error = a.read_to_end(&mut got).await.unwrap_err();
+    assert_eq!(got, b"the last words");
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    drop(a);
+    let all = async { while keeping.join_next().await.is_some() {} };
+    timeout(Duration::from_secs(10), all)
+        .await
+        .expect("a keeper stays");
+}
+
+#[tokio::test]
+async fn a_way_that_is_full_does_not_swallow_what_was_written_before_a_line_broke_off() {
+    let (mut a, mut b, ends) = lines(1024).await;
+    let mut keeping = ends.keep();
+    let bytes = pattern(30_000);
+    b.write_all(&bytes).await.unwrap();
+    drop(b);
+    assert!(ends.agent.phase().let_go && !ends.agent.phase().over);
+    let mut got = Vec::new();
+    let error = a.read_to_end(&mut got).await.unwrap_err();
+    assert!(got == bytes, "{} bytes", got.len());
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    drop(a);
+    let all = async { while keeping.join_next().await.is_some() {} };
+    timeout(Duration::from_secs(10), all)
+        .await
+        .expect("a keeper stays");
+}
+
+#[tokio::test]
 async fn dropped_in_the_middle_it_is_never_a_clean_end() {
     let (a, mut b, ends) = lines(64 * 1024).await;
     ends.cut();

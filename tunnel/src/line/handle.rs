@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
 
 use crate::proto::line::resume::{ID_LEN, Key};
 use crate::proto::line::silence::Action;
@@ -66,6 +67,11 @@ impl<S> Handle<S> {
 
     pub fn phase(&self) -> Phase {
         *self.shared.phase.borrow()
+    }
+
+    /// The same, to look at without keeping the line.
+    pub fn phases(&self) -> watch::Receiver<Phase> {
+        self.shared.phase.subscribe()
     }
 
     /// Why the line has ended, if it has and not well.

@@ -29,7 +29,6 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::watch;
 use tokio_util::io::poll_read_buf;
 
-use crate::proto::line::ResetCode;
 use crate::proto::line::machine::{Ended, Machine, Read};
 use crate::proto::line::resume::Key;
 use crate::proto::line::silence::Silence;
@@ -51,7 +50,7 @@ const READ: usize = 16 * 1024;
 /// A line. A clean end (`Ok` with nothing read) means that the peer said FIN and every byte before
 /// it was read; anything else is an error of kind `ConnectionReset` with a [`LineError`] inside.
 /// `shutdown` says FIN; dropping without it says RESET, as well as can be. What was written before
-/// FIN still arrives when an armed line is dropped, as long as somebody holds its [`Handle`].
+/// either still arrives when an armed line is dropped, as long as somebody holds its [`Handle`].
 pub struct Line<S: AsyncRead + AsyncWrite + Unpin> {
     shared: Arc<Shared<S>>,
 }
@@ -265,6 +264,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
             return Ok(());
         }
         if self.may_resume() {
+            self.take_rest(shared);
             self.machine.detach();
         } else {
             // The peer's RESET, when it is there, says more than the broken stream.
@@ -280,6 +280,25 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
         shared.publish(self);
         shared.wakers.reader.wake();
         Ok(())
+    }
+
+    /// A stream that takes nothing more may still have something to give, which the peer need not
+    /// send again, or no longer can. At most a window.
+    fn take_rest(&mut self, shared: &Shared<S>) {
+        let waker = waker_ref(&shared.wakers);
+        let cx = &mut Context::from_waker(&waker);
+        while let Some(stream) = &mut self.stream {
+            let input = self.machine.input();
+            input.reserve(READ);
+            let Poll::Ready(Ok(n @ 1..)) = poll_read_buf(Pin::new(stream), cx, input) else {
+                return;
+            };
+            self.machine.on_input(n);
+            while let Ok(true) = self.machine.take_in() {}
+            if self.machine.ended().is_some() {
+                return;
+            }
+        }
     }
 
     /// Hands down what waits. The caller has registered its waker. Without a stream, what was
@@ -464,8 +483,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
             self.notice(shared);
             self.machine.acknowledge_all();
             self.try_drain(shared);
-            if self.machine.is_delivered() && !self.machine.has_peer_ended() {
+            let is_said = self.machine.is_delivered() && !self.machine.has_peer_ended();
+            let is_abandoned = self.machine.is_abandoned() && !self.owes(shared);
+            if is_said {
                 self.abandon(shared);
+                return;
+            }
+            if is_abandoned {
+                self.leave(shared);
                 return;
             }
             self.finish(shared);
@@ -480,10 +505,24 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
         }
     }
 
+    /// Something that was written has still to be handed down, if there is somebody to resume for.
+    fn owes(&mut self, shared: &Shared<S>) -> bool {
+        self.try_drain(shared);
+        match self.stream.is_some() {
+            true => self.machine.has_output(),
+            false => self.may_resume() && self.machine.kept() > 0,
+        }
+    }
+
     /// Says RESET, as well as can be, and nothing more.
     fn abandon(&mut self, shared: &Shared<S>) {
-        self.machine.reset(ResetCode::Abandoned, "");
+        self.machine.abandon();
         self.try_drain(shared);
+        self.leave(shared);
+    }
+
+    /// Lets go of the stream, with a line that has said all it will.
+    fn leave(&mut self, shared: &Shared<S>) {
         if let Some(mut stream) = self.stream.take() {
             let waker = waker_ref(&shared.wakers);
             let _ = Pin::new(&mut stream).poll_flush(&mut Context::from_waker(&waker));
@@ -584,16 +623,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Drop for Line<S> {
         core.let_go = true;
         let is_over = core.over || core.failed.is_some();
         let is_said = core.machine.fin_said() && core.machine.has_peer_ended();
+        let is_kept = core.may_resume() && Arc::strong_count(&self.shared) > 1;
         if is_over || (is_said && !core.may_resume()) {
             core.try_drain(shared);
             core.finish(shared);
             core.stream = None;
             core.end(shared);
-        } else if core.machine.fin_said()
-            && core.may_resume()
-            && Arc::strong_count(&self.shared) > 1
-        {
-            // What was said before FIN is still to arrive: the keeper sees to it.
+            return;
+        }
+        if !core.machine.fin_said() {
+            core.machine.abandon();
+        }
+        if is_kept && (core.machine.fin_said() || core.owes(shared)) {
+            // What was said before the end is still to arrive: the keeper sees to it.
             shared.publish(core);
             shared.wakers.keeper.wake();
         } else {

@@ -79,6 +79,8 @@ pub struct Machine {
     attached: bool,
     epoch: u64,
     fin_said: bool,
+    /// A RESET goes out behind everything that was written, on whatever stream.
+    abandoned: bool,
     /// Frames of which one is enough, however often they are owed.
     due: Due,
     /// The peer has our FIN.
@@ -99,6 +101,7 @@ struct Due {
     ping: bool,
     pong: bool,
     leave: bool,
+    reset: bool,
 }
 
 impl Machine {
@@ -119,6 +122,7 @@ impl Machine {
             attached: true,
             epoch: 0,
             fin_said: false,
+            abandoned: false,
             due: Due::default(),
             done: false,
             asked_to_move: false,
@@ -345,7 +349,7 @@ impl Machine {
 
     /// Takes what window, frame and cork allow; 0 when there is no room.
     pub fn write(&mut self, buf: &[u8]) -> usize {
-        if self.fin_said {
+        if self.fin_said || self.abandoned {
             return 0;
         }
         let most = self
@@ -401,6 +405,12 @@ impl Machine {
     pub fn reset(&mut self, code: ResetCode, reason: &str) {
         self.seal();
         put_reset(&mut self.output, code, reason);
+    }
+
+    /// Says RESET behind everything that was written, also when that has to go again.
+    pub fn abandon(&mut self) {
+        self.abandoned = true;
+        self.due.reset = true;
     }
 
     /// Asks for a sign of life.
@@ -486,6 +496,9 @@ impl Machine {
         one(&mut self.output, due.leave, kind::MOVE, 0);
         one(&mut self.output, due.done, kind::DONE, self.recv.received());
         one(&mut self.output, due.fin, kind::FIN, self.send.sent());
+        if due.reset {
+            put_reset(&mut self.output, ResetCode::Abandoned, "");
+        }
         self.harvest()
     }
 
@@ -596,6 +609,7 @@ impl Machine {
         // Our position has told the peer whether we have its end.
         self.due = Due {
             fin: self.fin_said && !peer.ended,
+            reset: self.abandoned,
             ..Due::default()
         };
         self.outstanding = 0;
@@ -631,6 +645,11 @@ impl Machine {
 
     pub fn fin_said(&self) -> bool {
         self.fin_said
+    }
+
+    /// Let go of before its end.
+    pub fn is_abandoned(&self) -> bool {
+        self.abandoned
     }
 
     /// The peer has said its end.
