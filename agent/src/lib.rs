@@ -18,6 +18,7 @@ mod attributes;
 pub mod audit;
 mod body;
 pub mod carriers;
+mod catch_up;
 mod config;
 mod error;
 mod gateway;

@@ -2,12 +2,12 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use throwline_certs::{PeerIdentity, Want};
 use throwline_ops::Shutdown;
 use throwline_tunnel::carrier::IncomingStream;
-use throwline_tunnel::line::{self, Accepted, Asked, Line};
+use throwline_tunnel::line::{self, Accepted, Asked, Handle, Line};
 use throwline_tunnel::proto::messages::{Open, Refusal, RefusalCode, StreamKind, StreamReply};
 use throwline_tunnel::{mux, proto};
 use tokio_rustls::server::TlsStream;
@@ -196,9 +196,10 @@ async fn run(
         user: user_of(&peer, agent.credential_extra),
         source: source_of(open),
     });
-    let resumable = session.get_ref().0.handle().is_some();
+    let line = session.get_ref().0.handle();
     let life = Lifetime {
-        resumable,
+        detached: line.as_ref().map_or(Duration::ZERO, Handle::detached_life),
+        phases: line.map(|line| line.phases()),
         not_after: peer.not_after,
         shutdown: leaving,
         stop: agent.stop.clone(),

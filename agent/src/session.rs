@@ -10,7 +10,9 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use throwline_ops::{DrainGuard, Shutdown};
 use throwline_tunnel::http1::Rewound;
 use throwline_tunnel::http1::head::{self, HeadError};
+use throwline_tunnel::line::Phase;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::sync::watch;
 
 use crate::audit::Subject;
 use crate::gateway::Gateway;
@@ -79,9 +81,11 @@ pub struct Lifetime {
     pub stop: Shutdown,
     /// Held while anything of the session lives.
     pub guard: Arc<DrainGuard>,
-    /// The line below knows by itself whether its other end is there, and may be without it for a
-    /// while.
-    pub resumable: bool,
+    /// How long the line below, which knows by itself whether its other end is there, may be without
+    /// it; zero: not at all.
+    pub detached: Duration,
+    /// Where that line is in its life.
+    pub phases: Option<watch::Receiver<Phase>>,
 }
 
 /// The clock may be set while we sleep, so it is read again at least this often.
@@ -134,7 +138,7 @@ where
         .initial_connection_window_size(i32::MAX.unsigned_abs())
         .max_send_buf_size(limits.send_buffer)
         .max_header_list_size(64 * 1024)
-        .keep_alive_interval((!life.resumable).then_some(limits.keep_alive))
+        .keep_alive_interval(life.detached.is_zero().then_some(limits.keep_alive))
         .keep_alive_timeout(Duration::from_secs(20));
     let service = {
         let life = life.clone();

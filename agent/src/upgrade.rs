@@ -15,6 +15,7 @@ use throwline_tunnel::splice::{self, splice};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::audit::Record;
+use crate::catch_up::{CatchUp, When};
 use crate::gateway::{AnswerBody, Gateway, failed, strip_connection};
 use crate::metrics::Held;
 use crate::session::Lifetime;
@@ -41,6 +42,7 @@ pub(crate) async fn run(
     client: OnUpgrade,
 ) -> Response<AnswerBody> {
     let protocol = attempt.protocol.clone();
+    let when = When::of(&attempt.target, life.detached);
     let asking = ask(gateway, attempt);
     let asked = tokio::time::timeout(gateway.upstream().limits().answer, asking).await;
     let (mut response, driver) = match asked.unwrap_or(Err(Error::Timeout)) {
@@ -83,14 +85,19 @@ pub(crate) async fn run(
         let (_held, _driver, mut record) = (held, driver, record);
         let copying = async {
             let (client, server) = tokio::try_join!(client, server)?;
-            let (config, meter) = (splice::Config::default(), splice::Meter::default());
-            Ok::<_, hyper::Error>(
-                splice(TokioIo::new(client), TokioIo::new(server), &config, &meter).await,
-            )
+            let mut config = splice::Config::default();
+            // The API server's last bytes wait for a line that has lost its stream.
+            config.drain += life.detached;
+            let meter = splice::Meter::default();
+            let user = CatchUp::new(TokioIo::new(client), when, life.phases.clone());
+            Ok::<_, hyper::Error>(splice(user, TokioIo::new(server), &config, &meter).await)
         };
         tokio::select! {
             copied = copying => match copied {
-                Ok(outcome) => note_cut(&mut record, &outcome),
+                Ok(outcome) => {
+                    tracing::debug!(?outcome, "an upgraded connection has ended");
+                    note_cut(&mut record, &outcome);
+                }
                 Err(error) => {
                     record.cut("handshake");
                     tracing::debug!(%error, "an upgrade was not taken up");

@@ -249,7 +249,8 @@ impl Agent {
         };
         let ((one, shutdown), (two, stop)) = (Shutdown::new(), Shutdown::new());
         let life = Lifetime {
-            resumable: false,
+            detached: Duration::ZERO,
+            phases: None,
             not_after: SystemTime::now() + Duration::from_secs(3600),
             shutdown,
             stop,
