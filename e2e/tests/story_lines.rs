@@ -36,6 +36,11 @@ fn main() -> ExitCode {
             a_rolling_restart,
         )
         .alone("everything_outlives_a_silent_link", limit, a_silent_link)
+        .alone(
+            "a_command_that_ends_while_the_link_is_silent_has_said_all",
+            limit,
+            last_words_in_silence,
+        )
         .alone("a_large_answer_outlives_its_relay", limit, a_large_answer)
         .alone("a_typist_leaves_a_silent_way_within_5_s", limit, a_typist)
         .alone("a_planned_move_is_a_short_pause", limit, a_planned_move)
@@ -194,18 +199,54 @@ async fn a_rolling_restart(_: Arc<()>) -> Result<()> {
     scene.end().await
 }
 
+async fn be_silent_for_10_s(fleet: &Fleet) -> Result<()> {
+    let link = fleet.proxy_links.first().context("a link")?;
+    link.set(State::Silent);
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    // What was on its way is gone with the connections.
+    link.set(State::Closed);
+    link.set(State::Whole);
+    Ok(())
+}
+
 async fn a_silent_link(_: Arc<()>) -> Result<()> {
     let scene = Scene::start().await?;
-    let cut = async |fleet: &Fleet| {
-        let link = fleet.proxy_links.first().context("a link")?;
-        link.set(State::Silent);
-        tokio::time::sleep(Duration::from_secs(10)).await;
-        // What was on its way is gone with the connections.
-        link.set(State::Closed);
-        link.set(State::Whole);
-        Ok(())
+    scene.all_through(be_silent_for_10_s).await?;
+    scene.end().await
+}
+
+/// The API server closes the connection of a command that has ended, whoever still waits for what
+/// it said, and answers kubectl's next ping with a reset.
+async fn last_words_in_silence(_: Arc<()>) -> Result<()> {
+    const LINES: usize = 400_000;
+    let scene = Scene::start().await?;
+    let ground = &scene.ground;
+    let pod = Pod::start(&ground.upstream, &ground.namespace, pod::IDLE).await?;
+    let script = format!("echo ready; sleep 1; seq 1 {LINES}; exit 7");
+    let mut child = ground
+        .kubectl
+        .command(&["exec", &pod.name, "--", "sh", "-c", &script])
+        .spawn()?;
+    let mut lines = BufReader::new(child.stdout.take().context("no output")?).lines();
+    let ready = lines.next_line().await?;
+    ensure!(ready.as_deref() == Some("ready"), "{ready:?}");
+    let reading = async {
+        for number in 1..=LINES {
+            let line = lines.next_line().await?;
+            let logs = || scene.fleet.logs();
+            let line = line.with_context(|| format!("line {number} is missing\n{}", logs()))?;
+            ensure!(
+                line == number.to_string(),
+                "line {number} is {line}\n{}",
+                logs()
+            );
+        }
+        let more = lines.next_line().await?;
+        ensure!(more.is_none(), "{more:?}");
+        Ok(child.wait().await?)
     };
-    scene.all_through(cut).await?;
+    let (status, ()) = tokio::try_join!(reading, be_silent_for_10_s(&scene.fleet))?;
+    ensure!(status.code() == Some(7), "exec ended with {status}");
     scene.end().await
 }
 
