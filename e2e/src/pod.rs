@@ -124,7 +124,9 @@ server.serve_forever()' \"$sum\"",
         mib * 1024 * 1024
     );
     let pod = Pod::start(upstream, namespace, &script).await?;
-    let (file, small) = eventually(Duration::from_secs(60), "the file is made", || async {
+    // Random bytes are drawn and summed at a few MiB a second where all else runs too.
+    let patience = Duration::from_secs(60 + mib as u64 / 4);
+    let (file, small) = eventually(patience, "the file is made", || async {
         let log = pod.admin.ok(&["logs", &pod.name]).await?;
         let sums = log.split_whitespace().step_by(2);
         match sums.collect::<Vec<_>>()[..] {
