@@ -45,7 +45,7 @@ pub struct Config {
     /// Longest frame and message accepted; a longer one is answered with close code 1009 before
     /// anything is allocated for it. 256 KiB.
     pub max_message: usize,
-    /// Bytes gathered into one message. Relay 32 KiB, edge 64 KiB.
+    /// Bytes gathered into one message. 64 KiB.
     pub cork: usize,
 }
 
@@ -58,7 +58,7 @@ impl Config {
             write_buffer: 16 * 1024,
             max_write_buffer: 256 * 1024,
             max_message: 256 * 1024,
-            cork: 32 * 1024,
+            cork: 64 * 1024,
         }
     }
 
@@ -67,7 +67,6 @@ impl Config {
         Self {
             read_buffer: 32 * 1024,
             write_buffer: 32 * 1024,
-            cork: 64 * 1024,
             ..Self::relay()
         }
     }
