@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use throwline_certs::{PeerIdentity, Want};
 use throwline_ops::Shutdown;
@@ -68,11 +68,11 @@ pub(crate) async fn take(agent: Arc<Agent>, stream: IncomingStream, leaving: Shu
         }
         Ok(Accepted::New(_)) if room.is_err() => Err(LineEnd::OutOfPlace),
         Ok(Accepted::New(line)) => match set_up(&agent, line).await {
-            Ok((session, peer)) => {
+            Ok((session, peer, round_trip)) => {
                 agent.count_line("session");
                 match keep(&agent, &session, &peer, leaving) {
                     Ok(leaving) => {
-                        run(&agent, session, peer, &open, leaving).await;
+                        run(&agent, session, peer, round_trip, &open, leaving).await;
                         Ok(())
                     }
                     Err(error) => Err(error),
@@ -141,16 +141,23 @@ fn judge(agent: &Agent, stream: &IncomingStream, leaving: &Shutdown) -> Result<O
 
 type Sealed = TlsStream<Line<mux::Stream>>;
 
-async fn set_up(agent: &Agent, line: Line<mux::Stream>) -> Result<(Sealed, PeerIdentity), LineEnd> {
+/// Also how long it took to the user and back.
+async fn set_up(
+    agent: &Agent,
+    line: Line<mux::Stream>,
+) -> Result<(Sealed, PeerIdentity, Duration), LineEnd> {
     let (config, validator) = agent.session_server();
+    let began = Instant::now();
     let session = throwline_tunnel::session::accept(line, config)
         .await
         .map_err(LineEnd::Session)?;
+    // Once for the first word, which follows the line's own, and once for the last.
+    let round_trip = began.elapsed() / 2;
     // The handshake has asked the same validator; here it tells who it was, and once more whether
     // the certificate is good now.
     let chain = session.get_ref().1.peer_certificates().unwrap_or_default();
     let peer = validator.check(chain, Want::SESSION_USER, SystemTime::now())?;
-    Ok((session, peer))
+    Ok((session, peer, round_trip))
 }
 
 /// Sees to it that a line which can be resumed is; the shutdown that its session is to follow.
@@ -184,6 +191,7 @@ async fn run(
     agent: &Arc<Agent>,
     session: Sealed,
     peer: PeerIdentity,
+    round_trip: Duration,
     open: &Open,
     leaving: Shutdown,
 ) {
@@ -199,6 +207,7 @@ async fn run(
     let line = session.get_ref().0.handle();
     let life = Lifetime {
         detached: line.as_ref().map_or(Duration::ZERO, Handle::detached_life),
+        round_trip,
         phases: line.map(|line| line.phases()),
         not_after: peer.not_after,
         shutdown: leaving,

@@ -26,9 +26,12 @@ pub struct Limits {
     /// Requests under way in one API session (SETTINGS_MAX_CONCURRENT_STREAMS). Default 250, as the
     /// API server's own; k9s with many watches stays below 100.
     pub streams: u32,
-    /// Window of one HTTP/2 stream. Default 512 KiB; worst case, with `send_buffer`, 768 KiB for
-    /// each stream whose reader stalls.
+    /// Window of one HTTP/2 stream, at least. Default 512 KiB; worst case, with `send_buffer`,
+    /// 768 KiB for each stream whose reader stalls.
     pub stream_window: u32,
+    /// The same at most, where the user is far away: what fills a path of 1 Gbit/s. Default 12 MiB;
+    /// all streams of such a session hold at most twice as much.
+    pub far_stream_window: u32,
     /// Bytes that wait to be sent on one stream. Default 256 KiB.
     pub send_buffer: usize,
     /// From an HTTP/1.1 head's first byte to its last. Default 10 s (Slowloris).
@@ -51,12 +54,31 @@ impl Default for Limits {
         Self {
             streams: 250,
             stream_window: 512 * 1024,
+            far_stream_window: 12 * 1024 * 1024,
             send_buffer: 256 * 1024,
             head: Duration::from_secs(10),
             spare: Duration::from_secs(15 * 60),
             keep_alive: Duration::from_secs(30),
             upload_idle: Duration::from_secs(180),
             refusal: Duration::from_secs(10),
+        }
+    }
+}
+
+impl Limits {
+    /// Windows of a stream and of a session with a user so far away.
+    fn windows(&self, round_trip: Duration) -> (u32, u32) {
+        const BYTES_A_SECOND: u128 = 125_000_000;
+        let fills = round_trip.as_millis() * BYTES_A_SECOND / 1000;
+        let far = u32::try_from(fills)
+            .unwrap_or(u32::MAX)
+            .min(self.far_stream_window);
+        // Less may be a busy machine.
+        let is_far = round_trip >= Duration::from_millis(30) && far > self.stream_window;
+        match is_far {
+            true => (far, self.far_stream_window.saturating_mul(2)),
+            // One stream that stalls must not stop the others: only the streams' own windows bind.
+            false => (self.stream_window, i32::MAX.unsigned_abs()),
         }
     }
 }
@@ -84,6 +106,8 @@ pub struct Lifetime {
     /// How long the line below, which knows by itself whether its other end is there, may be without
     /// it; zero: not at all.
     pub detached: Duration,
+    /// To the user and back, as the handshake had it.
+    pub round_trip: Duration,
     /// Where that line is in its life.
     pub phases: Option<watch::Receiver<Phase>>,
 }
@@ -129,13 +153,13 @@ where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let limits = gateway.limits();
+    let (stream_window, window) = limits.windows(life.round_trip);
     let mut builder = http2::Builder::new(TokioExecutor::new());
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(limits.streams)
-        .initial_stream_window_size(limits.stream_window)
-        // One stream that stalls must not stop the others: only the streams' own windows bind.
-        .initial_connection_window_size(i32::MAX.unsigned_abs())
+        .initial_stream_window_size(stream_window)
+        .initial_connection_window_size(window)
         .max_send_buf_size(limits.send_buffer)
         .max_header_list_size(64 * 1024)
         .keep_alive_interval(life.detached.is_zero().then_some(limits.keep_alive))

@@ -126,6 +126,7 @@ impl Dial for Agent {
                     io: Box::new(near),
                     epoch: self.epoch(),
                     line: None,
+                    round_trip: Duration::ZERO,
                 });
             }
             let io = TokioIo::new(far);
@@ -157,6 +158,7 @@ impl Dial for Agent {
                 io: Box::new(near),
                 epoch: self.epoch(),
                 line: None,
+                round_trip: Duration::ZERO,
             })
         })
     }

@@ -52,10 +52,11 @@ pub struct Config {
     /// `Limit`. Default 1024.
     pub max_incoming: usize,
     /// Bytes by which the receive windows of one carrier's streams may outgrow their first
-    /// 256 KiB, all together. Default 512 KiB. A stream whose reader has stopped holds at most
-    /// 256 KiB + this of received bytes, and up to 192 KiB of frames on their way to a peer that
-    /// has stopped: with the splice's buffer, below 1 MiB a hop. A single stream's throughput is
-    /// at most its window a round trip of the hop.
+    /// 256 KiB, all together. Default 12 MiB. A window doubles when half of it was read within two
+    /// round trips of the hop, so only where a reader keeps up; a stream's throughput is at most
+    /// its window a round trip. A stream whose reader has stopped holds what its window had grown
+    /// to at most, 256 KiB if it never read fast, and up to 192 KiB of frames on their way to a
+    /// peer that has stopped.
     pub window_growth: usize,
 }
 
@@ -64,7 +65,7 @@ impl Default for Config {
         Self {
             max_streams: 1024,
             max_incoming: 1024,
-            window_growth: 512 * 1024,
+            window_growth: 12 * 1024 * 1024,
         }
     }
 }

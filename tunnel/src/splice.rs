@@ -76,7 +76,8 @@ impl Budget {
         self.0.denied.load(Ordering::Relaxed)
     }
 
-    fn take(&self, bytes: u64) -> Option<Grant> {
+    /// A part, until it is dropped; `None` if less is left.
+    pub(crate) fn take(&self, bytes: u64) -> Option<Grant> {
         let fits = |used: u64| Some(used + bytes).filter(|sum| *sum <= self.0.most);
         let used = &self.0.used;
         match used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits) {
@@ -94,7 +95,7 @@ impl Budget {
 
 /// A part of a budget; dropping it gives it back.
 #[derive(Debug)]
-struct Grant {
+pub(crate) struct Grant {
     budget: Budget,
     bytes: u64,
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use support::{accept, eventually, gone, pair, pattern, pipe, stream};
 use throwline_tunnel::line::{self, Line, LineError};
 use throwline_tunnel::proto::close::CloseCode;
-use throwline_tunnel::proto::line::{HEADER_LEN, ResetCode, WINDOW, kind, put};
+use throwline_tunnel::proto::line::{HEADER_LEN, MOST_WINDOW, ResetCode, WINDOW, kind, put};
 use throwline_tunnel::proto::messages::{LineHello, LineHelloReply};
 use throwline_tunnel::splice::{self, Meter, splice};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, copy, split};
@@ -256,12 +256,13 @@ async fn payload_behind_a_refused_header_is_never_handed_out() {
 
 #[tokio::test]
 async fn a_peer_beyond_its_window_is_cut_off() {
-    let (a, mut raw) = pipe(4 * 1024 * 1024);
+    let most = u64::from(MOST_WINDOW);
+    let (a, mut raw) = pipe(2 * MOST_WINDOW as usize);
     let hello = LineHello::new([1; 16], Duration::ZERO);
     let (line, ()) = tokio::join!(line::connect(a, hello), answer_hello(&mut raw));
     let mut line = line.unwrap();
     let mut flood = bytes::BytesMut::new();
-    for i in 0..33u64 {
+    for i in 0..=most / 32768 {
         put(&mut flood, kind::DATA, 32768, i * 32768);
         flood.extend_from_slice(&[0; 32768]);
     }

@@ -250,6 +250,7 @@ impl Agent {
         let ((one, shutdown), (two, stop)) = (Shutdown::new(), Shutdown::new());
         let life = Lifetime {
             detached: Duration::ZERO,
+            round_trip: Duration::ZERO,
             phases: None,
             not_after: SystemTime::now() + Duration::from_secs(3600),
             shutdown,

@@ -14,9 +14,16 @@ use std::{
 use throwline_tunnel::{line::Handle, mux, proto::messages::LineKind};
 use tokio::time::Instant;
 
-/// What one stalled reader can make us hold on an API session. 512 KiB fills a path of 40 Mbit/s
-/// at 100 ms; more would let a reader that stopped for ever cost more than 1 MiB in all.
+/// What one stalled reader can make us hold on an API session.
 const STREAM_WINDOW: u32 = 512 * 1024;
+/// The same on the one session to a cluster that may be far away: what fills a path of 1 Gbit/s, at
+/// most 12 MiB. It takes few streams, so that readers which stop hold 144 MiB at most; those beyond
+/// have another session.
+const FAR_STREAM_WINDOW: u32 = 12 * 1024 * 1024;
+const FAR_STREAMS: usize = 12;
+/// From this round trip on 512 KiB would hold bulk up, and a busy machine is not the reason.
+const FAR: Duration = Duration::from_millis(20);
+const BYTES_A_SECOND: u128 = 125_000_000;
 /// The most that HTTP/2 can say: a stalled stream uses its own window up and no other's.
 const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 /// Bytes of a request body held for a stream before its source is no longer read.
@@ -31,9 +38,15 @@ const STREAMS: usize = 180;
 
 type Sender = http2::SendRequest<Upload>;
 
+fn far_stream_window(round_trip: Duration) -> u32 {
+    let fills = round_trip.as_millis() * BYTES_A_SECOND / 1000;
+    u32::try_from(fills).map_or(FAR_STREAM_WINDOW, |fills| fills.min(FAR_STREAM_WINDOW))
+}
+
 /// One API session, as its cluster holds it. Dropping it lets its streams finish.
 pub(crate) struct ApiSession {
     sender: Sender,
+    is_far: bool,
     ground: Ground,
     in_flight: Arc<AtomicUsize>,
     last_used: Arc<Mutex<Instant>>,
@@ -69,15 +82,25 @@ impl Drop for Lease {
 }
 
 impl ApiSession {
-    pub(crate) async fn open(shared: &Arc<Shared>, cluster: &str) -> Result<Self, Failure> {
+    /// `may_be_far`: it may have the windows of a long path, if that is what it is on.
+    pub(crate) async fn open(
+        shared: &Arc<Shared>,
+        cluster: &str,
+        may_be_far: bool,
+    ) -> Result<Self, Failure> {
         let dialed = shared.dial.dial(cluster, LineKind::Api).await?;
+        let is_far = may_be_far && dialed.round_trip >= FAR;
+        let window = match is_far {
+            true => far_stream_window(dialed.round_trip),
+            false => STREAM_WINDOW,
+        };
         let ground = Ground::of(&dialed);
         // A line that outlives its carriers knows by itself whether its other end is there.
         let ping = ground.line.is_none().then_some(shared.timing.session_ping);
         let mut builder = http2::Builder::new(TokioExecutor::new());
         builder
             .timer(TokioTimer::new())
-            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_stream_window_size(window)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_frame_size(MAX_FRAME)
             .max_send_buf_size(SEND_BUFFER)
@@ -111,6 +134,7 @@ impl ApiSession {
         });
         Ok(Self {
             sender,
+            is_far,
             ground,
             in_flight: Arc::default(),
             last_used: Arc::new(Mutex::new(Instant::now())),
@@ -139,7 +163,12 @@ impl ApiSession {
     }
 
     pub(crate) fn has_room(&self) -> bool {
-        self.in_flight.load(Ordering::Acquire) < STREAMS
+        let most = if self.is_far { FAR_STREAMS } else { STREAMS };
+        self.in_flight.load(Ordering::Acquire) < most
+    }
+
+    pub(crate) fn is_far(&self) -> bool {
+        self.is_far
     }
 
     pub(crate) fn is_used(&self, now: Instant, idle: Duration) -> bool {

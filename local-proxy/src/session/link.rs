@@ -242,6 +242,7 @@ impl Link {
         })?;
         self.0.metrics.lines.inc();
         let hello = LineHello::new(line_id, self.0.timing.detached);
+        let began = Instant::now();
         let line = timeout(LINE_HELLO, line::connect(stream, hello))
             .await
             .map_err(|_| Failure::Timeout {
@@ -249,10 +250,14 @@ impl Link {
                 seconds: LINE_HELLO.as_secs(),
             })?
             .map_err(|error| line_error(cluster, &error))?;
+        let greeted = began.elapsed();
         let config = self.session_config(cluster, kind)?;
+        let began = Instant::now();
         let io = session::connect(line, config, tls::session_name())
             .await
             .map_err(|error| dial::session_error(cluster, &error))?;
+        // Each took one; a busy machine makes one longer rather than both.
+        let round_trip = greeted.min(began.elapsed());
         let line = io.get_ref().0.handle();
         if let Some(handle) = &line {
             let doubt = Arc::new(Notify::new());
@@ -274,6 +279,7 @@ impl Link {
                 carrier: epoch,
             },
             line,
+            round_trip,
         })
     }
 

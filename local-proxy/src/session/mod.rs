@@ -47,6 +47,8 @@ pub(crate) struct Dialed {
     pub(crate) epoch: Epoch,
     /// The line below, if that outlives its carrier.
     pub(crate) line: Option<Handle<mux::Stream>>,
+    /// From end to end, as the first words had it.
+    pub(crate) round_trip: Duration,
 }
 
 /// What sessions are made of: those of an earlier epoch finish what they have and take nothing new.
@@ -170,7 +172,8 @@ impl Sessions {
         {
             return Err(failure.clone());
         }
-        let opened = ApiSession::open(&self.shared, name).await;
+        let has_far = lock(&cluster.api).iter().any(ApiSession::is_far);
+        let opened = ApiSession::open(&self.shared, name, !has_far).await;
         cluster.attempts.fetch_add(1, Ordering::AcqRel);
         match opened {
             Ok(session) => {

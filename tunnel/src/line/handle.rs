@@ -159,6 +159,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Handle<S> {
         if heard == core.seen {
             core.machine.acknowledge_all();
             core.machine.rest();
+            if !core.grown.is_empty() && core.machine.shrink_window() {
+                core.grown.clear();
+            }
         }
         core.seen = heard;
         let outstanding = core.machine.outstanding();
@@ -302,6 +305,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Handle<S> {
         }
         core.stream = Some(stream);
         core.silence.moved();
+        core.growth.moved();
         core.is_blocked = false;
         let _ = core.poll_flush(shared);
         shared.publish(core);

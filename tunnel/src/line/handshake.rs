@@ -7,7 +7,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
 use crate::proto::line::resume::ID_LEN;
 use crate::proto::line::{
-    self as frames, HEADER_LEN, Header, ResetCode, VERSION, Violation, WINDOW, kind,
+    self as frames, HEADER_LEN, Header, MOST_WINDOW, ResetCode, VERSION, Violation, kind,
 };
 use crate::proto::messages::{LineHello, LineHelloReply, LineResume};
 
@@ -25,7 +25,7 @@ impl LineHello {
             version: VERSION,
             line_id: line_id.to_vec(),
             epoch: 0,
-            window: WINDOW,
+            window: MOST_WINDOW,
             detached_ms: millis(detached),
         }
     }
@@ -146,7 +146,7 @@ where
             Ok(Accepted::New(Line::new(
                 stream,
                 hello.line_id,
-                WINDOW,
+                MOST_WINDOW,
                 peer_window,
                 detached,
             )))
@@ -186,7 +186,7 @@ async fn greet<S: AsyncWrite + Unpin>(
     let reply = LineHelloReply {
         version: VERSION,
         epoch: hello.epoch,
-        window: WINDOW,
+        window: MOST_WINDOW,
         detached_ms: hello.detached_ms,
     };
     send(stream, kind::HELLO_REPLY, 0, &reply).await?;
@@ -206,7 +206,7 @@ fn window(announced: u32) -> Result<u32, LineError> {
     if announced < MIN_WINDOW {
         return Err(Violation::Hello.into());
     }
-    Ok(announced.min(WINDOW))
+    Ok(announced.min(MOST_WINDOW))
 }
 
 pub(super) async fn send<S: AsyncWrite + Unpin>(

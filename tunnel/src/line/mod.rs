@@ -8,7 +8,8 @@
 //!
 //! Small writes are gathered into one DATA frame until a flush, a full frame, or pressure.
 //! What may be unacknowledged is bounded ([`WINDOW`](crate::proto::line::WINDOW)), and the receiver acknowledges
-//! what was read, not what arrived: a reader that stops holds up its writer, from end to end.
+//! what was read, not what arrived: a reader that stops holds up its writer, from end to end. On a
+//! long path the bound grows, within what all lines of the process may have together.
 //!
 //! A line that was [armed](Line::arm) does not end with its stream: reads wait, writes fill the
 //! window, and whoever holds a [`Handle`] puts another stream under it.
@@ -20,18 +21,21 @@ mod handshake;
 use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::task::{ArcWake, AtomicWaker, waker_ref};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::watch;
 use tokio_util::io::poll_read_buf;
 
+use crate::proto::line::WINDOW;
+use crate::proto::line::growth::Growth;
 use crate::proto::line::machine::{Ended, Machine, Read};
 use crate::proto::line::resume::Key;
 use crate::proto::line::silence::Silence;
+use crate::splice::{Budget, Grant};
 
 pub use error::LineError;
 pub use handle::{Handle, ResumeError};
@@ -43,6 +47,18 @@ pub const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Streams that a line lets go because frames on them were out of order. After as many, the other
 /// end is not what it should be.
 const FORGIVEN: u32 = 8;
+
+/// Bytes by which the windows of all lines of a process may have outgrown the first ones: 64 MiB.
+/// That is how much more than a window each they may have to keep for peers that stopped reading.
+static GROWN: LazyLock<Budget> = LazyLock::new(|| Budget::new(64 << 20));
+
+/// Bytes that all lines of a process may have set aside, beyond a first window each, for writers
+/// that wait for acknowledgements behind them: 64 MiB. A peer may send as much as it was told it
+/// may, but none of ours sends more than a window that nobody reads.
+static ASIDE: LazyLock<Budget> = LazyLock::new(|| Budget::new(64 << 20));
+
+/// What is taken of [`ASIDE`] at once.
+const ASIDE_STEP: usize = 256 * 1024;
 
 /// Bytes asked of the stream at once.
 const READ: usize = 16 * 1024;
@@ -86,6 +102,9 @@ struct Core<S> {
     failed: Option<LineError>,
     key: Option<Key>,
     silence: Silence,
+    growth: Growth,
+    grown: Vec<Grant>,
+    aside: Vec<Grant>,
     /// The stream's end was said below.
     shut: bool,
     let_go: bool,
@@ -146,6 +165,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Line<S> {
                     failed: None,
                     key: None,
                     silence: Silence::default(),
+                    growth: Growth::default(),
+                    grown: Vec::new(),
+                    aside: Vec::new(),
                     shut: false,
                     let_go: false,
                     over: false,
@@ -359,6 +381,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
 
     /// What frames that were taken in mean to others.
     fn notice(&mut self, shared: &Shared<S>) {
+        if self.growth.awaits(self.machine.acked()) {
+            self.may_grow();
+        }
+        if self.machine.aside() == 0 {
+            self.aside.clear();
+        }
         if self.is_blocked && self.machine.has_room() {
             self.is_blocked = false;
             shared.wakers.writer.wake();
@@ -368,11 +396,42 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
         }
     }
 
+    fn may_grow(&mut self) {
+        let acked = self.machine.acked();
+        let by = match self.growth.on_acknowledged(Instant::now(), acked) {
+            true => self.machine.may_grow(),
+            false => 0,
+        };
+        if by > 0
+            && let Some(grant) = GROWN.take(by)
+        {
+            self.machine.grow(by);
+            self.grown.push(grant);
+        }
+    }
+
+    /// Whether more may be set aside for a reader that does not come for it.
+    fn may_set_aside(&mut self) -> bool {
+        let beyond = self.machine.aside().saturating_sub(WINDOW as usize);
+        while beyond > self.aside.len() * ASIDE_STEP {
+            match ASIDE.take(ASIDE_STEP as u64) {
+                Some(grant) => self.aside.push(grant),
+                None => return false,
+            }
+        }
+        true
+    }
+
     /// For a writer without room: takes frames in until an acknowledgement makes some.
     fn poll_room(&mut self, shared: &Shared<S>) -> Poll<Result<(), LineError>> {
         loop {
             if self.machine.has_room() {
                 return Poll::Ready(Ok(()));
+            }
+            if !self.may_set_aside() {
+                // Until the reader has taken some of it, and what stands behind it.
+                self.is_blocked = true;
+                return Poll::Pending;
             }
             let moved = match self.machine.take_in() {
                 Ok(moved) => moved,
@@ -417,6 +476,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
             return Poll::Ready(Ok(0));
         }
         if !self.machine.has_room() {
+            self.growth.on_full();
             ready!(self.poll_room(shared))?;
         }
         if self.machine.is_corked() {
@@ -429,6 +489,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
             if n < buf.len() {
                 break;
             }
+        }
+        if self.growth.wants_sample() {
+            self.growth.on_sent(Instant::now(), self.machine.sent());
         }
         Poll::Ready(Ok(taken))
     }

@@ -64,6 +64,8 @@ pub struct Machine {
     data_left: usize,
     /// Payload taken in by a writer that waited for acknowledgements; at most a window.
     waiting: VecDeque<Bytes>,
+    /// Bytes in it.
+    aside: usize,
     /// Frames on their way down.
     output: BytesMut,
     /// Where in `output` the header of the DATA frame is that writes are still added to.
@@ -113,6 +115,7 @@ impl Machine {
             input: BytesMut::new(),
             data_left: 0,
             waiting: VecDeque::new(),
+            aside: 0,
             output: BytesMut::new(),
             open: None,
             framed: Vec::new(),
@@ -157,6 +160,7 @@ impl Machine {
             let n = front.len().min(out.remaining_mut());
             out.put_slice(&front[..n]);
             front.advance(n);
+            self.aside -= n;
             taken += n;
             if front.is_empty() {
                 self.waiting.pop_front();
@@ -211,7 +215,8 @@ impl Machine {
     /// The same for a line that nobody reads any more.
     pub fn take_in_and_drop(&mut self) -> Result<bool, Ended> {
         let moved = self.take_in()?;
-        let dropped: usize = self.waiting.drain(..).map(|piece| piece.len()).sum();
+        self.waiting.clear();
+        let dropped = std::mem::take(&mut self.aside);
         if dropped > 0 {
             self.recv.consume(dropped);
         }
@@ -291,6 +296,7 @@ impl Machine {
         let n = self.data_left.min(self.input.len());
         if n > 0 {
             self.data_left -= n;
+            self.aside += n;
             let payload = self.input.split_to(n).freeze();
             self.waiting.push_back(payload);
         }
@@ -368,7 +374,9 @@ impl Machine {
             let ack = self.small_ack();
             let need = n + 2 * HEADER_LEN;
             if self.output.capacity() - self.output.len() < need {
-                self.output.reserve(need.max(FRAMES));
+                // Bulk comes in pieces: what grew for each of them would be copied for each.
+                let enough = if n < FRAMES { FRAMES } else { CORK };
+                self.output.reserve(need.max(enough));
             }
             if let Some(received) = ack {
                 put(&mut self.output, kind::ACK, 0, received);
@@ -380,6 +388,35 @@ impl Machine {
         self.send.advance(n);
         self.asks = true;
         n
+    }
+
+    /// What was ever written, and how much of it the peer has read.
+    pub fn sent(&self) -> u64 {
+        self.send.sent()
+    }
+
+    pub fn acked(&self) -> u64 {
+        self.send.acked()
+    }
+
+    /// See [`Sender::may_grow`].
+    pub fn may_grow(&self) -> u64 {
+        self.send.may_grow()
+    }
+
+    /// Uses more of the peer's window.
+    pub fn grow(&mut self, by: u64) {
+        self.send.grow(by);
+    }
+
+    /// Uses as much of it as at first; false: too much is on the way.
+    pub fn shrink_window(&mut self) -> bool {
+        self.send.shrink()
+    }
+
+    /// Payload that was set aside for a reader.
+    pub fn aside(&self) -> usize {
+        self.aside
     }
 
     /// Whether the peer's window has room.
