@@ -1,6 +1,9 @@
 //! exec and attach: a process, or a share in one, and a client.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
 
 use bytes::{Bytes, BytesMut};
 use serde_json::{Value, json};
@@ -20,7 +23,7 @@ use crate::{
 /// Bytes read at once from a process: one WebSocket message, one SPDY frame.
 const READ: usize = 64 << 10;
 /// When a process has ended but something that it left behind holds its output open, the output
-/// counts as complete after this long without a byte.
+/// counts as complete after this long without a byte. While the client takes none, there may be more.
 const QUIET: Duration = Duration::from_millis(500);
 
 pub(super) struct Command {
@@ -165,7 +168,7 @@ async fn exec(
     let to_process = process.input.clone();
     let forward = forward(input, Some(to_process));
     let (stdout, stderr) = (process.stdout.take(), process.stderr.take());
-    let progress = std::sync::Mutex::new(Instant::now());
+    let progress = Progress::default();
     let copying = async {
         tokio::join!(
             copy(Channel::Stdout, stdout, output, &progress),
@@ -197,10 +200,7 @@ async fn exec(
                 }
             }
             () = tokio::time::sleep(QUIET) => {
-                let last = progress.lock().map_or_else(|_| Instant::now(), |last| *last);
-                if last.elapsed() >= QUIET {
-                    copied = true;
-                }
+                copied = progress.is_quiet();
             }
         }
     }
@@ -257,12 +257,34 @@ async fn forward(mut input: mpsc::Receiver<Input>, mut process: Option<mpsc::Sen
     std::future::pending().await
 }
 
+/// Of a process' output on its way to the client.
+struct Progress(std::sync::Mutex<(i32, Instant)>);
+
+impl Default for Progress {
+    fn default() -> Self {
+        Self(std::sync::Mutex::new((0, Instant::now())))
+    }
+}
+
+impl Progress {
+    /// So many more pieces are being sent.
+    fn moves(&self, pieces: i32) {
+        let mut now = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *now = (now.0 + pieces, Instant::now());
+    }
+
+    fn is_quiet(&self) -> bool {
+        let (sending, last) = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        sending == 0 && last.elapsed() >= QUIET
+    }
+}
+
 /// False when the client has gone.
 async fn copy(
     channel: Channel,
     from: Option<process::Output>,
     output: &Output,
-    progress: &std::sync::Mutex<Instant>,
+    progress: &Progress,
 ) -> bool {
     let Some(mut from) = from else { return true };
     loop {
@@ -273,12 +295,11 @@ async fn copy(
             Ok(0) | Err(_) => return true,
             Ok(_) => {}
         }
+        progress.moves(1);
         if buffer.len() > prefix && !output.send(channel, buffer).await {
             return false;
         }
-        if let Ok(mut last) = progress.lock() {
-            *last = Instant::now();
-        }
+        progress.moves(-1);
     }
 }
 
