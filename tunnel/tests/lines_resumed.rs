@@ -187,6 +187,32 @@ async fn a_way_that_is_full_does_not_swallow_what_was_written_before_a_line_brok
         .expect("a keeper stays");
 }
 
+/// What was handed down is not there yet: it may be lost with the stream.
+#[tokio::test]
+async fn a_line_that_broke_off_is_kept_until_the_other_end_has_it_all() {
+    let (mut a, mut b, ends) = lines(64 * 1024).await;
+    let mut keeping = ends.keep();
+    let bytes = pattern(30_000);
+    b.write_all(&bytes).await.unwrap();
+    drop(b);
+    assert!(ends.agent.phase().let_go && !ends.agent.phase().over);
+    // Nobody has read what is in the pipe.
+    let (near, far) = pipe(64 * 1024);
+    drop(far);
+    let _ = ends.proxy.resume(near).await.unwrap_err();
+    ends.agent.cut(0);
+    assert!(!ends.agent.phase().over);
+    ends.resume(64 * 1024).await.unwrap();
+    let mut got = Vec::new();
+    let error = a.read_to_end(&mut got).await.unwrap_err();
+    assert!(got == bytes, "{} bytes", got.len());
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    let all = async { while keeping.join_next().await.is_some() {} };
+    timeout(Duration::from_secs(10), all)
+        .await
+        .expect("a keeper stays");
+}
+
 #[tokio::test]
 async fn dropped_in_the_middle_it_is_never_a_clean_end() {
     let (a, mut b, ends) = lines(64 * 1024).await;

@@ -568,13 +568,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
         }
     }
 
-    /// Something that was written has still to be handed down, if there is somebody to resume for.
+    /// Something that was written has still to be handed down, or may have to be once more.
     fn owes(&mut self, shared: &Shared<S>) -> bool {
         self.try_drain(shared);
-        match self.stream.is_some() {
-            true => self.machine.has_output(),
-            false => self.may_resume() && self.machine.kept() > 0,
-        }
+        let is_to_leave = self.stream.is_some() && self.machine.has_output();
+        is_to_leave || (self.may_resume() && self.machine.kept() > 0)
     }
 
     /// Says RESET, as well as can be, and nothing more.

@@ -248,6 +248,11 @@ impl Machine {
             Err(Ended::Violation(violation)) => Err(self.broken(violation)),
             Err(reset) => {
                 self.ended = Some(reset.clone());
+                if self.replay.is_some() && self.attached {
+                    // All before it has come: whoever said it need not keep it any longer.
+                    self.seal();
+                    put(&mut self.output, kind::ACK, 0, self.recv.received());
+                }
                 Err(reset)
             }
         }
