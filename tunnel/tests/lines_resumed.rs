@@ -76,6 +76,13 @@ impl Ends {
     }
 }
 
+/// No keeper stays behind.
+async fn all_end(keeping: tokio::task::JoinSet<()>) {
+    timeout(Duration::from_secs(10), keeping.join_all())
+        .await
+        .expect("a keeper stays");
+}
+
 async fn flood(line: Line<DuplexStream>, bytes: usize) {
     let (mut reader, mut writer) = split(line);
     let sent = pattern(bytes);
@@ -130,7 +137,7 @@ async fn both_directions_flood_through_many_cuts() {
 #[tokio::test]
 async fn the_last_words_of_a_line_that_was_let_go_still_arrive() {
     let (mut a, mut b, ends) = lines(64 * 1024).await;
-    let mut keeping = ends.keep();
+    let keeping = ends.keep();
     ends.cut();
     b.write_all(b"the exit code").await.unwrap();
     b.shutdown().await.unwrap();
@@ -142,16 +149,13 @@ async fn the_last_words_of_a_line_that_was_let_go_still_arrive() {
     assert_eq!(got, b"the exit code");
     a.shutdown().await.unwrap();
     drop(a);
-    let all = async { while keeping.join_next().await.is_some() {} };
-    timeout(Duration::from_secs(10), all)
-        .await
-        .expect("a keeper stays");
+    all_end(keeping).await;
 }
 
 #[tokio::test]
 async fn what_was_written_before_a_line_broke_off_still_arrives_and_then_the_error() {
     let (mut a, mut b, ends) = lines(64 * 1024).await;
-    let mut keeping = ends.keep();
+    let keeping = ends.keep();
     ends.cut();
     b.write_all(b"the last words").await.unwrap();
     drop(b);
@@ -162,16 +166,13 @@ async fn what_was_written_before_a_line_broke_off_still_arrives_and_then_the_err
     assert_eq!(got, b"the last words");
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
     drop(a);
-    let all = async { while keeping.join_next().await.is_some() {} };
-    timeout(Duration::from_secs(10), all)
-        .await
-        .expect("a keeper stays");
+    all_end(keeping).await;
 }
 
 #[tokio::test]
 async fn a_way_that_is_full_does_not_swallow_what_was_written_before_a_line_broke_off() {
     let (mut a, mut b, ends) = lines(1024).await;
-    let mut keeping = ends.keep();
+    let keeping = ends.keep();
     let bytes = pattern(30_000);
     b.write_all(&bytes).await.unwrap();
     drop(b);
@@ -181,17 +182,14 @@ async fn a_way_that_is_full_does_not_swallow_what_was_written_before_a_line_brok
     assert!(got == bytes, "{} bytes", got.len());
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
     drop(a);
-    let all = async { while keeping.join_next().await.is_some() {} };
-    timeout(Duration::from_secs(10), all)
-        .await
-        .expect("a keeper stays");
+    all_end(keeping).await;
 }
 
 /// What was handed down is not there yet: it may be lost with the stream.
 #[tokio::test]
 async fn a_line_that_broke_off_is_kept_until_the_other_end_has_it_all() {
     let (mut a, mut b, ends) = lines(64 * 1024).await;
-    let mut keeping = ends.keep();
+    let keeping = ends.keep();
     let bytes = pattern(30_000);
     b.write_all(&bytes).await.unwrap();
     drop(b);
@@ -207,10 +205,7 @@ async fn a_line_that_broke_off_is_kept_until_the_other_end_has_it_all() {
     let error = a.read_to_end(&mut got).await.unwrap_err();
     assert!(got == bytes, "{} bytes", got.len());
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
-    let all = async { while keeping.join_next().await.is_some() {} };
-    timeout(Duration::from_secs(10), all)
-        .await
-        .expect("a keeper stays");
+    all_end(keeping).await;
 }
 
 #[tokio::test]
