@@ -167,9 +167,9 @@ where
     let service = {
         let life = life.clone();
         service_fn(move |request| {
-            gateway
-                .clone()
-                .answer(subject.clone(), life.clone(), request)
+            // Boxed: it is large, and hyper moves it some times on its way to its task.
+            let answer = gateway.clone();
+            Box::pin(answer.answer(subject.clone(), life.clone(), request))
         })
     };
     let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(io), service));

@@ -161,7 +161,8 @@ impl Connection {
             .map(Arc::from);
         let proxy = self.proxy.clone();
         let service = service_fn(move |request| {
-            let answer = proxy.clone().serve(cluster.clone(), request);
+            // Boxed: it is large, and hyper moves it.
+            let answer = Box::pin(proxy.clone().serve(cluster.clone(), request));
             async move { Ok::<_, Infallible>(answer.await) }
         });
         let (http, stream) = if is_http2 {
