@@ -12,15 +12,26 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
-use rustls::RootCertStore;
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{CipherSuite, RootCertStore};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 const ALPN: &[u8] = b"http/1.1";
+
+/// The cryptography of client and upstream, the same on every way: what we choose for ourselves
+/// must not change what we are measured by.
+pub(crate) fn yardstick() -> Arc<CryptoProvider> {
+    let mut provider = aws_lc_rs::default_provider();
+    provider
+        .cipher_suites
+        .sort_by_key(|suite| suite.suite() != CipherSuite::TLS13_AES_128_GCM_SHA256);
+    Arc::new(provider)
+}
 
 /// One way to the upstream.
 #[derive(Clone)]
@@ -37,7 +48,7 @@ impl Target {
         for ca in CertificateDer::pem_slice_iter(ca_pem.as_bytes()) {
             roots.add(ca?)?;
         }
-        let mut tls = rustls::ClientConfig::builder_with_provider(throwline_certs::tls::provider())
+        let mut tls = rustls::ClientConfig::builder_with_provider(yardstick())
             .with_safe_default_protocol_versions()?
             .with_root_certificates(roots)
             .with_no_client_auth();
@@ -47,7 +58,7 @@ impl Target {
 
     /// As a kubeconfig says it.
     pub(crate) fn of(context: &throwline_e2e::client::Target) -> anyhow::Result<Self> {
-        let tls = context.tls(&[ALPN])?;
+        let tls = context.tls_with(yardstick(), &[ALPN])?;
         Ok(Self::new(
             context.address.parse()?,
             context.prefix.clone(),

@@ -41,6 +41,9 @@ struct Args {
     /// Measure only this way beside the direct one, e.g. "Throwline". Implies --dry.
     #[arg(long)]
     only: Option<String>,
+    /// Measure only rows whose name has this in it, e.g. "bulk". Implies --dry.
+    #[arg(long)]
+    row: Option<String>,
     #[command(subcommand)]
     role: Option<Role>,
 }
@@ -129,7 +132,12 @@ async fn main() -> anyhow::Result<()> {
             Err(error) => return Err(error),
         }
     }
-    let figures = measured(&ways, &sizes, rounds).await;
+    let is_wanted = |measurement: &Measurement| match &args.row {
+        Some(row) => measurement.row().name().contains(row),
+        None => true,
+    };
+    let measurements: Vec<_> = Measurement::ALL.into_iter().filter(is_wanted).collect();
+    let figures = measured(&ways, &measurements, &sizes, rounds).await;
     let report = Report {
         figures: &figures,
         ways: &ways,
@@ -137,7 +145,7 @@ async fn main() -> anyhow::Result<()> {
         left_out: &left_out,
     };
     println!("\n{}", report.tables());
-    if !args.quick && !args.dry && args.only.is_none() {
+    if !args.quick && !args.dry && args.only.is_none() && args.row.is_none() {
         let dir = tools::root().join("benches");
         report.publish(&dir)?;
         println!("written to {}", dir.join("README.md").display());
@@ -154,7 +162,12 @@ async fn main() -> anyhow::Result<()> {
 
 /// All ways side by side: each measurement on each of them before the next, so that what else the
 /// machine does falls on all.
-async fn measured(ways: &[Way], sizes: &Sizes, rounds: usize) -> Figures {
+async fn measured(
+    ways: &[Way],
+    measurements: &[Measurement],
+    sizes: &Sizes,
+    rounds: usize,
+) -> Figures {
     let mut figures = Figures::default();
     for way in ways {
         if let Some(idle) = way.idle_agent_mib {
@@ -163,7 +176,7 @@ async fn measured(ways: &[Way], sizes: &Sizes, rounds: usize) -> Figures {
     }
     for round in 0..rounds {
         eprintln!("round {} of {rounds}", round + 1);
-        for measurement in Measurement::ALL {
+        for measurement in measurements {
             for turn in 0..ways.len() {
                 // None is always the first.
                 let way = &ways[(turn + round) % ways.len()];

@@ -19,6 +19,8 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
+use crate::client::yardstick;
+
 /// One allocation serves every chunk of every bulk answer.
 static CHUNK: [u8; 64 * 1024] = [0x5a; 64 * 1024];
 
@@ -32,7 +34,7 @@ pub(crate) struct Address {
 /// Serves until the process is stopped; prints its [`Address`] as one line of JSON first.
 pub(crate) async fn serve() -> anyhow::Result<()> {
     let key = rcgen::generate_simple_self_signed(vec!["127.0.0.1".into(), "localhost".into()])?;
-    let mut tls = rustls::ServerConfig::builder_with_provider(throwline_certs::tls::provider())
+    let mut tls = rustls::ServerConfig::builder_with_provider(yardstick())
         .with_safe_default_protocol_versions()?
         .with_no_client_auth()
         .with_single_cert(

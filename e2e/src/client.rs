@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use base64::Engine;
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use throwline_certs::tls;
@@ -66,11 +67,20 @@ impl Target {
 
     /// What [`Self::connect`] speaks TLS by.
     pub fn tls(&self, alpn: &[&[u8]]) -> Result<rustls::ClientConfig> {
+        self.tls_with(tls::provider(), alpn)
+    }
+
+    /// The same with other cryptography than ours.
+    pub fn tls_with(
+        &self,
+        provider: Arc<CryptoProvider>,
+        alpn: &[&[u8]],
+    ) -> Result<rustls::ClientConfig> {
         let mut roots = rustls::RootCertStore::empty();
         for certificate in CertificateDer::pem_slice_iter(&self.ca) {
             roots.add(certificate?)?;
         }
-        let builder = rustls::ClientConfig::builder_with_provider(tls::provider())
+        let builder = rustls::ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?
             .with_root_certificates(roots);
         let mut config = match &self.certificate {
