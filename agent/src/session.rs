@@ -29,8 +29,9 @@ pub struct Limits {
     /// Window of one HTTP/2 stream, at least. Default 512 KiB; worst case, with `send_buffer`,
     /// 768 KiB for each stream whose reader stalls.
     pub stream_window: u32,
-    /// The same at most, where the user is far away: what fills a path of 1 Gbit/s. Default 12 MiB;
-    /// all streams of such a session hold at most twice as much.
+    /// The same at most, where the user is far away: one and a half times what fills a path of
+    /// 1 Gbit/s, since half of a window is read before any of it is given again. Default 18 MiB; all
+    /// streams of such a session hold at most twice as much.
     pub far_stream_window: u32,
     /// Bytes that wait to be sent on one stream. Default 256 KiB.
     pub send_buffer: usize,
@@ -54,7 +55,7 @@ impl Default for Limits {
         Self {
             streams: 250,
             stream_window: 512 * 1024,
-            far_stream_window: 12 * 1024 * 1024,
+            far_stream_window: 18 * 1024 * 1024,
             send_buffer: 256 * 1024,
             head: Duration::from_secs(10),
             spare: Duration::from_secs(15 * 60),
@@ -70,7 +71,7 @@ impl Limits {
     fn windows(&self, round_trip: Duration) -> (u32, u32) {
         const BYTES_A_SECOND: u128 = 125_000_000;
         let fills = round_trip.as_millis() * BYTES_A_SECOND / 1000;
-        let far = u32::try_from(fills)
+        let far = u32::try_from(fills * 3 / 2)
             .unwrap_or(u32::MAX)
             .min(self.far_stream_window);
         // Less may be a busy machine.
@@ -210,9 +211,9 @@ where
     let service = {
         let life = life.clone();
         service_fn(move |request| {
-            gateway
-                .clone()
-                .answer(subject.clone(), life.clone(), request)
+            // Boxed: it is large, and hyper moves it some times on its way to its task.
+            let answer = gateway.clone();
+            Box::pin(answer.answer(subject.clone(), life.clone(), request))
         })
     };
     let connection = http1::Builder::new()

@@ -16,11 +16,12 @@ use tokio::time::Instant;
 
 /// What one stalled reader can make us hold on an API session.
 const STREAM_WINDOW: u32 = 512 * 1024;
-/// The same on the one session to a cluster that may be far away: what fills a path of 1 Gbit/s, at
-/// most 12 MiB. It takes few streams, so that readers which stop hold 144 MiB at most; those beyond
-/// have another session.
-const FAR_STREAM_WINDOW: u32 = 12 * 1024 * 1024;
-const FAR_STREAMS: usize = 12;
+/// The same on the one session to a cluster that may be far away: one and a half times what fills a
+/// path of 1 Gbit/s, since half of a window is read before any of it is given again; at most 18 MiB.
+/// It takes few streams, so that readers which stop hold 144 MiB at most; those beyond have another
+/// session.
+const FAR_STREAM_WINDOW: u32 = 18 * 1024 * 1024;
+const FAR_STREAMS: usize = 8;
 /// From this round trip on 512 KiB would hold bulk up, and a busy machine is not the reason.
 const FAR: Duration = Duration::from_millis(20);
 const BYTES_A_SECOND: u128 = 125_000_000;
@@ -40,7 +41,7 @@ type Sender = http2::SendRequest<Upload>;
 
 fn far_stream_window(round_trip: Duration) -> u32 {
     let fills = round_trip.as_millis() * BYTES_A_SECOND / 1000;
-    u32::try_from(fills).map_or(FAR_STREAM_WINDOW, |fills| fills.min(FAR_STREAM_WINDOW))
+    u32::try_from(fills * 3 / 2).map_or(FAR_STREAM_WINDOW, |window| window.min(FAR_STREAM_WINDOW))
 }
 
 /// One API session, as its cluster holds it. Dropping it lets its streams finish.
