@@ -100,6 +100,12 @@ pub(crate) struct Grant {
     bytes: u64,
 }
 
+impl Grant {
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
 impl Drop for Grant {
     fn drop(&mut self) {
         self.budget.0.used.fetch_sub(self.bytes, Ordering::Relaxed);

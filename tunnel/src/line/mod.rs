@@ -402,11 +402,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
             true => self.machine.may_grow(),
             false => 0,
         };
+        self.grow(by);
+    }
+
+    /// If there is something left of what all lines may have.
+    fn grow(&mut self, by: u64) {
         if by > 0
             && let Some(grant) = GROWN.take(by)
         {
             self.machine.grow(by);
             self.grown.push(grant);
+            self.growth
+                .on_grown(self.grown.iter().map(Grant::bytes).sum());
         }
     }
 
@@ -476,7 +483,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
             return Poll::Ready(Ok(0));
         }
         if !self.machine.has_room() {
-            self.growth.on_full();
+            self.growth.on_used();
             ready!(self.poll_room(shared))?;
         }
         if self.machine.is_corked() {
@@ -488,6 +495,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
             taken += n;
             if n < buf.len() {
                 break;
+            }
+        }
+        if self.machine.is_window_half_used() {
+            self.growth.on_used();
+            if self.grown.is_empty() {
+                self.grow(self.growth.proven());
             }
         }
         if self.growth.wants_sample() {

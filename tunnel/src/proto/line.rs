@@ -452,6 +452,11 @@ impl Sender {
         usize::try_from(room).unwrap_or(usize::MAX)
     }
 
+    /// Half of the window or more is on the way.
+    pub fn is_half_used(&self) -> bool {
+        2 * (self.sent - self.acked) >= self.window
+    }
+
     pub fn sent(&self) -> u64 {
         self.sent
     }

@@ -2,10 +2,12 @@
 //!
 //! A window bounds a line to itself a round trip: the first one, 1 MiB, to 10 MiB/s at 100 ms. A
 //! reader that takes what comes, on a path without a queue, acknowledges bytes one round trip after
-//! they were written; where the whole window is on the way and that still holds, the path carries
-//! more, and the window grows fourfold, not to be behind a carrier that starts slowly. Where bytes queue, at a reader that is slow or on a path that is
-//! full, the acknowledgement is late and the window stays: it ends at a few times what the path needs, and
-//! a reader that stops never makes it grow. Slow start and TCP Vegas' measure (Brakmo and Peterson,
+//! they were written; where half of the window is on the way and that still holds, the path carries
+//! more, and the window grows fourfold, before it is used up and so that it is never what a carrier
+//! that starts slowly waits for. Where bytes queue, at a reader that is slow or on a path that is
+//! full, the acknowledgement is late and the window stays: it ends at a few times what the path
+//! needs, and a reader that stops never makes it grow. A line that rests gives it back, and takes it
+//! again when it has use for half of the first. Slow start and TCP Vegas' measure (Brakmo and Peterson,
 //! 1995), by the sender, which needs no word of the peer's for it.
 
 use std::time::{Duration, Instant};
@@ -21,8 +23,10 @@ pub struct Growth {
     least: Option<Duration>,
     /// The end of what was written when it was last looked at, and when.
     sample: Option<(u64, Instant)>,
-    /// The window was used up since then.
-    was_full: bool,
+    /// Half of the window or more was on the way since then.
+    was_used: bool,
+    /// By how much the window had grown at most, on this path.
+    proven: u64,
 }
 
 impl Growth {
@@ -38,9 +42,9 @@ impl Growth {
         }
     }
 
-    /// A writer found no room.
-    pub fn on_full(&mut self) {
-        self.was_full = true;
+    /// Half of the window or more is on the way.
+    pub fn on_used(&mut self) {
+        self.was_used = true;
     }
 
     /// Whether an acknowledgement of so much is news.
@@ -60,8 +64,18 @@ impl Growth {
         let least = *self.least.get_or_insert(took);
         self.least = Some(least.min(took));
         self.sample = None;
-        let was_full = std::mem::take(&mut self.was_full);
-        was_full && took <= least.saturating_mul(LATE).saturating_add(GRACE)
+        let was_used = std::mem::take(&mut self.was_used);
+        was_used && took <= least.saturating_mul(LATE).saturating_add(GRACE)
+    }
+
+    /// The window is larger by so much, in all.
+    pub fn on_grown(&mut self, by: u64) {
+        self.proven = self.proven.max(by);
+    }
+
+    /// By how much it was proven to be too small: what it may grow by at once after a rest.
+    pub fn proven(&self) -> u64 {
+        self.proven
     }
 
     /// The line is on another path.
@@ -80,7 +94,7 @@ mod tests {
         let (mut window, mut now, mut sent) = (1e6, 0.0, 0.0);
         for _ in 0..200 {
             growth.on_sent(start + Duration::from_secs_f64(now), sent as u64);
-            growth.on_full();
+            growth.on_used();
             // A window in flight is a round trip, and what queues beyond it.
             now += f64::max(round_trip, window / bytes_a_second);
             let at = start + Duration::from_secs_f64(now);
@@ -109,7 +123,7 @@ mod tests {
         for n in 1..100u32 {
             let at = start + n * Duration::from_millis(10);
             growth.on_sent(at, u64::from(n) << 20);
-            growth.on_full();
+            growth.on_used();
             let read = at + Duration::from_millis(4);
             assert!(!growth.on_acknowledged(read, u64::from(n) << 20), "{n}");
         }

@@ -429,6 +429,11 @@ impl Machine {
         self.send.room() > 0
     }
 
+    /// Whether half of the window or more is on the way.
+    pub fn is_window_half_used(&self) -> bool {
+        self.send.is_half_used()
+    }
+
     /// Whether what was gathered must be handed down before more is written.
     pub fn is_corked(&self) -> bool {
         self.output.len() + HEADER_LEN >= CORK
