@@ -17,6 +17,7 @@ pub mod line;
 pub mod message;
 pub mod mux;
 pub mod proto;
+mod ramp;
 pub mod read_ahead;
 pub mod session;
 pub mod splice;

@@ -21,11 +21,12 @@
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncBufRead, AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
+use crate::ramp::Ramp;
 use crate::ws::{WsDriver, WsIo};
 
 use self::frames::{Frames, Injector};
@@ -34,6 +35,9 @@ mod frames;
 
 /// What a stream's receive window starts with; fixed by yamux.
 const FIRST_WINDOW: usize = 256 * 1024;
+
+/// Longest payload of a frame that is sent; yamux' own limit.
+const FRAME: usize = 16 * 1024;
 
 /// Streams that may exist beyond both caps before yamux itself gives up on the connection: those
 /// being refused.
@@ -177,6 +181,8 @@ impl Raw {
     ) -> Stream {
         Stream {
             inner: Some((self.0, permit)),
+            chunk: None,
+            ramp: Ramp::new(),
             lingering,
             shut: false,
             ended: false,
@@ -201,6 +207,9 @@ impl Raw {
 pub struct Stream {
     /// `None` only while dropping.
     inner: Option<(yamux::Stream, OwnedSemaphorePermit)>,
+    /// A frame's payload, and how much of it was read.
+    chunk: Option<(yamux::Packet, usize)>,
+    ramp: Ramp,
     lingering: mpsc::UnboundedSender<Box<Linger>>,
     shut: bool,
     ended: bool,
@@ -235,6 +244,28 @@ fn gone(error: io::Error) -> io::Error {
     }
 }
 
+impl Stream {
+    fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<yamux::Packet>>> {
+        let shut = self.shut;
+        let mut inner = self.inner()?;
+        let next = futures::Stream::poll_next(inner.as_mut(), cx);
+        match ready!(next) {
+            Some(Ok(chunk)) => return Poll::Ready(Ok(Some(chunk))),
+            // A window update that can no longer be sent; what is buffered is read next time.
+            Some(Err(error)) if error.kind() != io::ErrorKind::WriteZero => {
+                return Poll::Ready(Err(error));
+            }
+            Some(Err(_)) | None => {}
+        }
+        // Both halves closed, and not by this side: reset, or the carrier is gone.
+        if !shut && inner.is_closed() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
+        self.ended = true;
+        Poll::Ready(Ok(None))
+    }
+}
+
 impl AsyncRead for Stream {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -244,24 +275,39 @@ impl AsyncRead for Stream {
         if buf.remaining() == 0 {
             return Poll::Ready(Ok(()));
         }
-        let shut = self.shut;
-        let mut inner = self.inner()?;
-        let read = futures::AsyncRead::poll_read(inner.as_mut(), cx, buf.initialize_unfilled());
-        let n = match ready!(read) {
-            Ok(n) => n,
-            // A window update that can no longer be sent; the buffered bytes are read next time.
-            Err(error) if error.kind() == io::ErrorKind::WriteZero => 0,
-            Err(error) => return Poll::Ready(Err(error)),
-        };
-        if n == 0 {
-            // Both halves closed, and not by this side: reset, or the carrier is gone.
-            if !shut && inner.is_closed() {
-                return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
-            }
-            self.ended = true;
-        }
-        buf.advance(n);
+        let waiting = ready!(self.as_mut().poll_fill_buf(cx))?;
+        let n = waiting.len().min(buf.remaining());
+        buf.put_slice(&waiting[..n]);
+        self.consume(n);
         Poll::Ready(Ok(()))
+    }
+}
+
+/// Frame by frame, as they came: what is passed on need not be copied first.
+impl AsyncBufRead for Stream {
+    fn poll_fill_buf(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
+        let this = self.get_mut();
+        while this.chunk.is_none() {
+            match ready!(this.poll_chunk(cx))? {
+                // Nothing in it: an acknowledgement.
+                Some(chunk) if chunk.as_ref().is_empty() => {}
+                Some(chunk) => this.chunk = Some((chunk, 0)),
+                None => break,
+            }
+        }
+        let waiting = this.chunk.as_ref();
+        Poll::Ready(Ok(
+            waiting.map_or(&[], |(chunk, read)| &chunk.as_ref()[*read..])
+        ))
+    }
+
+    fn consume(mut self: Pin<&mut Self>, n: usize) {
+        if let Some((chunk, read)) = &mut self.chunk {
+            *read += n;
+            if *read >= chunk.as_ref().len() {
+                self.chunk = None;
+            }
+        }
     }
 }
 
@@ -274,7 +320,17 @@ impl AsyncWrite for Stream {
         if buf.is_empty() {
             return Poll::Ready(Ok(0));
         }
-        futures::AsyncWrite::poll_write(self.inner()?, cx, buf).map_err(gone)
+        let now = Instant::now();
+        self.ramp.look(now);
+        let n = buf.len().min(self.ramp.piece(FRAME));
+        let n = ready!(futures::AsyncWrite::poll_write(
+            self.inner()?,
+            cx,
+            &buf[..n]
+        ))
+        .map_err(gone)?;
+        self.ramp.on_sent(now, n);
+        Poll::Ready(Ok(n))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -28,6 +28,7 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig
 use tokio_tungstenite::tungstenite::{Error as WsError, Message, error::ProtocolError};
 
 use crate::proto::close::{CloseCode, CloseReason, ClosedBy};
+use crate::ramp::Ramp;
 
 use self::counted::{Counted, Flood};
 
@@ -38,14 +39,13 @@ mod counted;
 pub struct Config {
     /// Bytes allocated for reading as long as the connection lives. Relay 8 KiB, edge 32 KiB.
     pub read_buffer: usize,
-    /// Bytes of frames gathered before they are written. Relay 16 KiB, edge 32 KiB.
-    pub write_buffer: usize,
     /// Bytes of frames that may wait for the network; writers wait beyond. 256 KiB.
     pub max_write_buffer: usize,
     /// Longest frame and message accepted; a longer one is answered with close code 1009 before
     /// anything is allocated for it. 256 KiB.
     pub max_message: usize,
-    /// Bytes gathered into one message. 64 KiB.
+    /// Bytes gathered into one message at most; the first ones are smaller, see [`crate::ramp`].
+    /// 64 KiB.
     pub cork: usize,
 }
 
@@ -55,7 +55,6 @@ impl Config {
     pub fn relay() -> Self {
         Self {
             read_buffer: 8 * 1024,
-            write_buffer: 16 * 1024,
             max_write_buffer: 256 * 1024,
             max_message: 256 * 1024,
             cork: 64 * 1024,
@@ -66,7 +65,6 @@ impl Config {
     pub fn edge() -> Self {
         Self {
             read_buffer: 32 * 1024,
-            write_buffer: 32 * 1024,
             ..Self::relay()
         }
     }
@@ -74,7 +72,8 @@ impl Config {
     fn tungstenite(&self) -> WebSocketConfig {
         WebSocketConfig::default()
             .read_buffer_size(self.read_buffer)
-            .write_buffer_size(self.write_buffer)
+            // What was corked leaves as it is.
+            .write_buffer_size(0)
             .max_write_buffer_size(self.max_write_buffer)
             .max_message_size(Some(self.max_message))
             .max_frame_size(Some(self.max_message))
@@ -128,6 +127,7 @@ where
         inbound: Bytes::new(),
         cork: BytesMut::new(),
         cork_limit: config.cork.max(1024),
+        ramp: Ramp::new(),
         unflushed: false,
         blocked: false,
         control: CONTROL_BURST,
@@ -143,6 +143,7 @@ struct Core<T> {
     inbound: Bytes,
     cork: BytesMut,
     cork_limit: usize,
+    ramp: Ramp,
     /// Messages were handed to tungstenite since the last complete flush.
     unflushed: bool,
     /// A writer was told to wait since the driver last asked.
@@ -242,7 +243,12 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Core<T> {
         if self.ended.is_some() {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
-        if self.cork.len() >= self.cork_limit {
+        if self.cork.is_empty() {
+            self.ramp.look(std::time::Instant::now());
+        }
+        // What was appended as control may have gone over it.
+        let limit = self.ramp.piece(self.cork_limit);
+        if self.cork.len() >= limit {
             match self.poll_uncork(cx) {
                 Poll::Ready(result) => result?,
                 Poll::Pending => {
@@ -251,7 +257,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Core<T> {
                 }
             }
         }
-        let n = buf.len().min(self.cork_limit - self.cork.len());
+        let limit = self.ramp.piece(self.cork_limit);
+        let n = buf.len().min(limit - self.cork.len());
         self.cork.extend_from_slice(&buf[..n]);
         Poll::Ready(Ok(n))
     }
@@ -261,6 +268,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Core<T> {
         if let Err(error) = ready!(Pin::new(&mut self.ws).poll_ready(cx)) {
             return Poll::Ready(Err(self.write_failed(error)));
         }
+        self.ramp
+            .on_sent(std::time::Instant::now(), self.cork.len());
         let message = Message::Binary(self.cork.split().freeze());
         self.unflushed = true;
         match Pin::new(&mut self.ws).start_send(message) {
