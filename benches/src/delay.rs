@@ -110,6 +110,13 @@ fn send(
     let mut buffer = vec![0; PIECE];
     let mut said_before = first_left;
     loop {
+        // How much may leave is decided when there is something, not before a rest.
+        match from.peek(&mut [0]) {
+            Ok(0) => return Ok(()),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        }
         let Some(room) = flight.room() else {
             return Err(io::ErrorKind::BrokenPipe.into());
         };

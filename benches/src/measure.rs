@@ -28,6 +28,8 @@ pub(crate) struct Sizes {
     /// Small requests beside what disturbs them.
     amid: usize,
     far_requests: usize,
+    /// Of the path, before an answer.
+    far_rest: Duration,
     far_download: u64,
     far_upload: usize,
     far_kubectl: usize,
@@ -45,6 +47,7 @@ impl Sizes {
         together: Duration::from_secs(2),
         amid: 400,
         far_requests: 5,
+        far_rest: Duration::from_secs(3),
         far_download: 192 << 20,
         far_upload: 192 << 20,
         far_kubectl: 1,
@@ -60,6 +63,7 @@ impl Sizes {
         together: Duration::from_millis(100),
         amid: 5,
         far_requests: 1,
+        far_rest: Duration::ZERO,
         far_download: 1 << 20,
         far_upload: 1 << 20,
         far_kubectl: 1,
@@ -73,6 +77,8 @@ const LIMIT: Duration = Duration::from_secs(90);
 const ONE: Duration = Duration::from_secs(10);
 
 const SMALL: u64 = 64;
+/// A few dozen pods.
+const LIST: u64 = 128 * 1024;
 const CONNECTIONS: usize = 64;
 const DOWNLOADS: usize = 8;
 const STALLED: usize = 20;
@@ -91,6 +97,7 @@ pub(crate) enum Measurement {
     AmidDownloads,
     AmidStalled,
     FarRequests,
+    FarRested,
     FarDownload,
     FarUpload,
     FarKubectl,
@@ -99,7 +106,7 @@ pub(crate) enum Measurement {
 type Found = Vec<(Row, f64)>;
 
 impl Measurement {
-    pub(crate) const ALL: [Self; 13] = [
+    pub(crate) const ALL: [Self; 14] = [
         Self::Kept,
         Self::Fresh,
         Self::Download,
@@ -110,6 +117,7 @@ impl Measurement {
         Self::AmidDownloads,
         Self::AmidStalled,
         Self::FarRequests,
+        Self::FarRested,
         Self::FarDownload,
         Self::FarUpload,
         Self::FarKubectl,
@@ -128,6 +136,7 @@ impl Measurement {
             Self::AmidDownloads => Row::AmidDownloads,
             Self::AmidStalled => Row::AmidStalled,
             Self::FarRequests => Row::FarFirst,
+            Self::FarRested => Row::FarRested,
             Self::FarDownload => Row::FarDownload,
             Self::FarUpload => Row::FarUpload,
             Self::FarKubectl => Row::FarKubectl,
@@ -162,6 +171,7 @@ impl Measurement {
             Self::AmidDownloads => amid_downloads(near, sizes.amid).await,
             Self::AmidStalled => amid_stalled(near, sizes.amid).await,
             Self::FarRequests => far_requests(far, sizes.far_requests).await,
+            Self::FarRested => far_rested(far, sizes.far_rest).await,
             Self::FarDownload => {
                 // On a connection of its own: that of a `kubectl cp`.
                 let took = far.connect().await?.get(sizes.far_download).await?;
@@ -323,6 +333,18 @@ async fn far_requests(target: &Target, count: usize) -> anyhow::Result<Found> {
         (Row::FarFirst, percentile(&mut first, 50) * 1e3),
         (Row::FarKept, percentile(&mut kept, 50) * 1e3),
     ])
+}
+
+/// What kubectl gets of a cluster of some size, on a kept connection whose windows have shrunk.
+async fn far_rested(target: &Target, rest: Duration) -> anyhow::Result<Found> {
+    let mut connection = target.connect().await?;
+    let mut times = Vec::with_capacity(3);
+    for _ in 0..3 {
+        connection.get(SMALL).await?;
+        tokio::time::sleep(rest).await;
+        times.push(connection.get(LIST).await?);
+    }
+    Ok(vec![(Row::FarRested, percentile(&mut times, 50) * 1e3)])
 }
 
 /// A real kubectl that knows nothing of its cluster yet.

@@ -17,6 +17,7 @@ pub(crate) enum Row {
     AmidStalled,
     FarFirst,
     FarKept,
+    FarRested,
     FarDownload,
     FarUpload,
     FarKubectl,
@@ -56,7 +57,7 @@ pub(crate) enum Better {
 }
 
 impl Row {
-    pub(crate) const ALL: [Self; 20] = [
+    pub(crate) const ALL: [Self; 21] = [
         Self::Download,
         Self::Cpu,
         Self::EightDownloads,
@@ -70,6 +71,7 @@ impl Row {
         Self::AmidStalled,
         Self::FarFirst,
         Self::FarKept,
+        Self::FarRested,
         Self::FarDownload,
         Self::FarUpload,
         Self::FarKubectl,
@@ -94,6 +96,7 @@ impl Row {
             Self::AmidStalled => "small GET while 20 readers are stalled, p99",
             Self::FarFirst => "first request of a new kubectl, session warm",
             Self::FarKept => "small GET, kept connection",
+            Self::FarRested => "an answer of 128 KiB after 3 s of rest",
             Self::FarDownload => "one bulk download",
             Self::FarUpload => "one bulk upload",
             Self::FarKubectl => "`kubectl get pods`, cold discovery cache",
@@ -114,7 +117,11 @@ impl Row {
             Self::Cpu => "s/GiB",
             Self::KeptMedian | Self::KeptTail | Self::Fresh | Self::AmidStalled => "µs",
             Self::Together1 | Self::Together40 => "requests/s",
-            Self::AmidDownloads | Self::FarFirst | Self::FarKept | Self::FarKubectl => "ms",
+            Self::AmidDownloads
+            | Self::FarFirst
+            | Self::FarKept
+            | Self::FarRested
+            | Self::FarKubectl => "ms",
             Self::PeakRelay | Self::PeakAgent | Self::PeakLocal | Self::IdleAgent => "MiB",
         }
     }
