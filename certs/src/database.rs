@@ -85,6 +85,7 @@ impl Database {
         }
         let has_password =
             url.password().is_some() || url.query_pairs().any(|(key, _)| key == "password");
+        crate::tls::provide_to_libraries();
         let mut options = PgConnectOptions::from_str(url.as_str())
             .map_err(|_| invalid("one of its parameters has a value that cannot be"))?
             // Ours are short and known; their failures are told by whoever asked.

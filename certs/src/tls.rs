@@ -48,19 +48,27 @@ impl Alpn {
 /// AES-GCM, which has code for it: twice as fast there.
 pub fn provider() -> Arc<CryptoProvider> {
     static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
-    let provider = PROVIDER.get_or_init(|| {
-        let mut provider = aws_lc_rs::default_provider();
-        if has_two_blocks_at_most() {
-            for suite in &mut provider.cipher_suites {
-                *suite = from_ring(*suite);
-            }
-        }
-        provider
-            .cipher_suites
-            .sort_by_key(|suite| suite.suite() != rustls::CipherSuite::TLS13_AES_128_GCM_SHA256);
-        Arc::new(provider)
-    });
+    let provider = PROVIDER.get_or_init(|| Arc::new(chosen(has_two_blocks_at_most())));
     Arc::clone(provider)
+}
+
+/// Makes [`provider`] what libraries take that ask for the process' default, as kube and sqlx do:
+/// with two in the build rustls picks none by itself, and panics. A second call changes nothing.
+pub fn provide_to_libraries() {
+    let _ = Arc::unwrap_or_clone(provider()).install_default();
+}
+
+fn chosen(is_aes_of_ring: bool) -> CryptoProvider {
+    let mut provider = aws_lc_rs::default_provider();
+    if is_aes_of_ring {
+        for suite in &mut provider.cipher_suites {
+            *suite = from_ring(*suite);
+        }
+    }
+    provider
+        .cipher_suites
+        .sort_by_key(|suite| suite.suite() != rustls::CipherSuite::TLS13_AES_128_GCM_SHA256);
+    provider
 }
 
 /// aws-lc has vector AES for AVX-512 only, which AMD's processors before Zen 4 and Intel's small

@@ -196,8 +196,8 @@ fn server_config(ca: &str, ca_key: &str, not_after: SystemTime) -> Result<Server
     set_life(&mut server, SystemTime::now(), not_after);
     let certificate = server.signed_by(&key, &issuer).map_err(|e| text(&e))?;
 
-    // Not the provider of the sealed session: old kubectl is somebody else's end and may want TLS 1.2.
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    // It has TLS 1.2, too, which an old kubectl may want.
+    let provider = throwline_certs::tls::provider();
     let mut roots = RootCertStore::empty();
     roots.add(ca_der).map_err(|e| text(&e))?;
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())

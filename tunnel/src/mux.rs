@@ -283,7 +283,7 @@ impl AsyncRead for Stream {
     }
 }
 
-/// Frame by frame, as they came: what is passed on need not be copied first.
+/// Frame by frame, as they came.
 impl AsyncBufRead for Stream {
     fn poll_fill_buf(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
         let this = self.get_mut();

@@ -37,7 +37,8 @@ mod counted;
 /// Buffers of one WebSocket.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Bytes allocated for reading as long as the connection lives. Relay 8 KiB, edge 32 KiB.
+    /// Bytes allocated for reading as long as the connection lives, and zeroed for each read: what
+    /// TLS hands out at once is enough. Relay 8 KiB, edge 16 KiB.
     pub read_buffer: usize,
     /// Bytes of frames that may wait for the network; writers wait beyond. 256 KiB.
     pub max_write_buffer: usize,
@@ -64,7 +65,7 @@ impl Config {
     /// For an agent or a local proxy, which have one or two.
     pub fn edge() -> Self {
         Self {
-            read_buffer: 32 * 1024,
+            read_buffer: 16 * 1024,
             ..Self::relay()
         }
     }

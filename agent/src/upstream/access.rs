@@ -142,8 +142,7 @@ impl Credentials {
         let host =
             HeaderValue::from_str(authority.as_str()).map_err(|_| bad("its host is not ASCII"))?;
         let tls = if is_https {
-            // kube builds on the process's default provider, which must be ours; a second call has no effect.
-            let _ = Arc::unwrap_or_clone(throwline_certs::tls::provider()).install_default();
+            throwline_certs::tls::provide_to_libraries();
             let tls = config
                 .rustls_client_config()
                 .map_err(|error| AccessError::Credentials(error.to_string()))?;

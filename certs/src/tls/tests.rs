@@ -389,3 +389,38 @@ async fn users_and_clusters_are_no_peers() {
     let (near, _) = handshake(client, session.server(&session.prod), session_name()).await;
     assert!(near.is_err());
 }
+
+#[tokio::test]
+async fn the_two_libraries_seal_for_one_another() {
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let mut roots = RootCertStore::empty();
+    roots.add(made.cert.der().clone()).unwrap();
+    for (near, far) in [(false, true), (true, false), (true, true)] {
+        let client = ClientConfig::builder_with_provider(Arc::new(chosen(near)))
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_root_certificates(roots.clone())
+            .with_no_client_auth();
+        let key = rustls_pki_types::PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
+        let server = ServerConfig::builder_with_provider(Arc::new(chosen(far)))
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![made.cert.der().clone()], key.into())
+            .unwrap();
+        let name = ServerName::try_from("localhost").unwrap();
+        let (client, server) = handshake(client.into(), server.into(), name).await;
+        let suite = client
+            .unwrap()
+            .get_ref()
+            .1
+            .negotiated_cipher_suite()
+            .unwrap();
+        assert_eq!(
+            suite.suite(),
+            rustls::CipherSuite::TLS13_AES_128_GCM_SHA256,
+            "near by ring: {near}, far: {far}"
+        );
+        server.unwrap();
+    }
+}
