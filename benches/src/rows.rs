@@ -137,6 +137,7 @@ impl Row {
         match self {
             Self::FarFirst
             | Self::FarKept
+            | Self::FarRested
             | Self::FarDownload
             | Self::FarUpload
             | Self::FarKubectl => Group::Far,
