@@ -41,6 +41,7 @@ fuzz_target!(|data: &[u8]| {
             "{} is no cluster",
             route.cluster
         );
+        assert!(route.path.as_str().starts_with('/'));
         if written.starts_with("/clusters/") {
             let name = format!("/clusters/{}", route.cluster);
             let rest = written.strip_prefix(&name).expect("the written name");

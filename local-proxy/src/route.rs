@@ -87,6 +87,10 @@ pub(crate) fn route(
 fn split(connection: Option<&str>, target: &str) -> Result<Route, RouteError> {
     let Some(rest) = target.strip_prefix(PREFIX) else {
         let cluster = connection.ok_or(RouteError::NoCluster)?.to_owned();
+        // "*", or in HTTP/2 a query alone.
+        if !target.starts_with('/') {
+            return Err(RouteError::Form);
+        }
         let path = PathAndQuery::from_str(target).map_err(|_| RouteError::Form)?;
         return Ok(Route { cluster, path });
     };
@@ -263,7 +267,9 @@ mod tests {
         );
         let named = split(Some("prod-eu"), "/clusters/other/version").unwrap();
         assert_eq!(named.cluster, "other");
-        assert_eq!(split(Some("prod-eu"), ""), Err(RouteError::Form));
+        for target in ["", "*", "?watch=1"] {
+            assert_eq!(split(Some("prod-eu"), target), Err(RouteError::Form));
+        }
     }
 
     #[test]

@@ -17,10 +17,12 @@ pub(super) fn check(uri: &Uri, version: Version) -> Result<PathAndQuery, Refusal
     let Some(target) = uri.path_and_query() else {
         return Err(Refusal::bad_request("the request has no path"));
     };
-    let path = target.path();
-    if !path.starts_with('/') {
+    // The bytes that are forwarded, not `path()`, which calls a missing path "/": HTTP/2 allows no
+    // target but a path here (RFC 9113 section 8.3.1), and an API server would be sent "?a=b".
+    if !target.as_str().starts_with('/') {
         return Err(Refusal::bad_request("the request target must be a path"));
     }
+    let path = target.path();
     let end = structured_part(path);
     check_structure(&path[..end], end < path.len())?;
     if !target.as_str().bytes().all(|byte| byte.is_ascii_graphic()) {

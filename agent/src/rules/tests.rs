@@ -320,6 +320,19 @@ fn http2_has_its_authority_apart() {
 }
 
 #[test]
+fn http2_has_a_path_even_where_a_query_follows() {
+    for target in ["https://cluster.example?x=1", "https://cluster.example?"] {
+        let mut parts = head("GET", target, &[]);
+        parts.version = Version::HTTP_2;
+        assert_eq!(code(decide(&parts, &jane())), 400, "{target}");
+    }
+    // Without either the target is "/", which is what `http` makes of it and HTTP/2 asks for.
+    let mut parts = head("GET", "https://cluster.example", &[]);
+    parts.version = Version::HTTP_2;
+    assert_eq!(decide(&parts, &jane()).unwrap().target.as_str(), "/");
+}
+
+#[test]
 fn an_upgrade_is_one_only_if_both_headers_say_so() {
     let kind =
         |headers: &[(&str, &str)]| get(headers).map(|forward| (forward.kind, forward.headers));
