@@ -23,7 +23,18 @@ pub(crate) fn root() -> Result<PathBuf> {
 pub(crate) fn cargo(root: &Path) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root);
+    // What cargo says of xtask: ring's build script is run again where these change, and with it
+    // nearly everything is built again after a cargo that somebody ran in their shell.
+    for (name, _) in std::env::vars_os() {
+        if is_of_this_package(&name.to_string_lossy()) {
+            command.env_remove(name);
+        }
+    }
     command
+}
+
+fn is_of_this_package(variable: &str) -> bool {
+    variable.starts_with("CARGO_PKG_") || variable.starts_with("CARGO_MANIFEST_")
 }
 
 /// Says what is run, runs it, and says whether it went well.
@@ -105,4 +116,24 @@ fn announce(command: &Command) {
         text.push_str(&argument.to_string_lossy());
     }
     println!("{text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cargo_we_run_is_not_told_of_this_package() {
+        let command = cargo(Path::new("/"));
+        let removed: Vec<_> = command
+            .get_envs()
+            .filter(|(_, value)| value.is_none())
+            .map(|(name, _)| name)
+            .collect();
+        // Cargo, which runs this test, sets them.
+        for name in ["CARGO_MANIFEST_DIR", "CARGO_PKG_VERSION_MAJOR"] {
+            assert!(removed.contains(&name.as_ref()), "{name}");
+        }
+        assert!(!removed.contains(&"CARGO_HOME".as_ref()));
+    }
 }
