@@ -1,13 +1,17 @@
 //! One sealed session: HTTP on an authenticated byte stream, for as long as its user may have it.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use http::{Request, Response};
 use http_body_util::BodyExt;
+use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
-use hyper::service::service_fn;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use throwline_ops::{DrainGuard, Shutdown};
+use throwline_tunnel::far;
 use throwline_tunnel::http1::Rewound;
 use throwline_tunnel::http1::head::{self, HeadError};
 use throwline_tunnel::line::Phase;
@@ -15,7 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
 
 use crate::audit::Subject;
-use crate::gateway::Gateway;
+use crate::gateway::{AnswerBody, Gateway};
 use crate::metrics::Held;
 use crate::rules::Refusal;
 use crate::status::Failure;
@@ -29,8 +33,7 @@ pub struct Limits {
     /// Window of one HTTP/2 stream, at least. Default 512 KiB; worst case, with `send_buffer`,
     /// 768 KiB for each stream whose reader stalls.
     pub stream_window: u32,
-    /// The same at most, where the user is far away: one and a half times what fills a path of
-    /// 1 Gbit/s, since half of a window is read before any of it is given again. Default 18 MiB; all
+    /// The same at most, where the user is far away. Default 18 MiB, [`far::STREAM_WINDOW`]; all
     /// streams of such a session hold at most twice as much.
     pub far_stream_window: u32,
     /// Bytes that wait to be sent on one stream. Default 256 KiB.
@@ -55,7 +58,7 @@ impl Default for Limits {
         Self {
             streams: 250,
             stream_window: 512 * 1024,
-            far_stream_window: 18 * 1024 * 1024,
+            far_stream_window: far::STREAM_WINDOW,
             send_buffer: 256 * 1024,
             head: Duration::from_secs(10),
             spare: Duration::from_secs(15 * 60),
@@ -69,11 +72,7 @@ impl Default for Limits {
 impl Limits {
     /// Windows of a stream and of a session with a user so far away.
     fn windows(&self, round_trip: Duration) -> (u32, u32) {
-        const BYTES_A_SECOND: u128 = 125_000_000;
-        let fills = round_trip.as_millis() * BYTES_A_SECOND / 1000;
-        let far = u32::try_from(fills * 3 / 2)
-            .unwrap_or(u32::MAX)
-            .min(self.far_stream_window);
+        let far = far::stream_window(round_trip).min(self.far_stream_window);
         // Less may be a busy machine.
         let is_far = round_trip >= Duration::from_millis(30) && far > self.stream_window;
         match is_far {
@@ -165,14 +164,7 @@ where
         .max_header_list_size(64 * 1024)
         .keep_alive_interval(life.detached.is_zero().then_some(limits.keep_alive))
         .keep_alive_timeout(Duration::from_secs(20));
-    let service = {
-        let life = life.clone();
-        service_fn(move |request| {
-            // Boxed: it is large, and hyper moves it some times on its way to its task.
-            let answer = gateway.clone();
-            Box::pin(answer.answer(subject.clone(), life.clone(), request))
-        })
-    };
+    let service = answers(gateway, subject, life.clone());
     let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(io), service));
     let ended = tokio::select! {
         ended = &mut connection => ended,
@@ -189,6 +181,24 @@ where
     if let Err(error) = ended {
         tracing::debug!(%error, "an api session has ended");
     }
+}
+
+/// What answers the requests of one session.
+fn answers(
+    gateway: Arc<Gateway>,
+    subject: Arc<Subject>,
+    life: Lifetime,
+) -> impl Service<
+    Request<Incoming>,
+    Response = Response<AnswerBody>,
+    Error = Infallible,
+    Future: Send + 'static,
+> {
+    service_fn(move |request| {
+        // Boxed: it is large, and hyper moves it some times on its way to its task.
+        let answer = gateway.clone();
+        Box::pin(answer.answer(subject.clone(), life.clone(), request))
+    })
 }
 
 async fn single<IO>(mut io: IO, gateway: Arc<Gateway>, subject: Arc<Subject>, life: Lifetime)
@@ -208,14 +218,7 @@ where
         Ok(head) => head,
         Err(error) => return refuse(io, &gateway, &subject, error).await,
     };
-    let service = {
-        let life = life.clone();
-        service_fn(move |request| {
-            // Boxed: it is large, and hyper moves it some times on its way to its task.
-            let answer = gateway.clone();
-            Box::pin(answer.answer(subject.clone(), life.clone(), request))
-        })
-    };
+    let service = answers(gateway, subject, life.clone());
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.head)

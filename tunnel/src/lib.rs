@@ -12,6 +12,7 @@
 //! `docs/protocol.md`.
 
 pub mod carrier;
+pub mod far;
 pub mod http1;
 pub mod line;
 pub mod message;

@@ -11,20 +11,16 @@ use std::{
     },
     time::Duration,
 };
-use throwline_tunnel::{line::Handle, mux, proto::messages::LineKind};
+use throwline_tunnel::{far, line::Handle, mux, proto::messages::LineKind};
 use tokio::time::Instant;
 
 /// What one stalled reader can make us hold on an API session.
 const STREAM_WINDOW: u32 = 512 * 1024;
-/// The same on the one session to a cluster that may be far away: one and a half times what fills a
-/// path of 1 Gbit/s, since half of a window is read before any of it is given again; at most 18 MiB.
-/// It takes few streams, so that readers which stop hold 144 MiB at most; those beyond have another
-/// session.
-const FAR_STREAM_WINDOW: u32 = 18 * 1024 * 1024;
+/// The one session to a cluster that may be far away has windows for that, see [`far`], and few
+/// streams, so that readers which stop hold 144 MiB at most; those beyond have another session.
 const FAR_STREAMS: usize = 8;
 /// From this round trip on 512 KiB would hold bulk up, and a busy machine is not the reason.
 const FAR: Duration = Duration::from_millis(20);
-const BYTES_A_SECOND: u128 = 125_000_000;
 /// The most that HTTP/2 can say: a stalled stream uses its own window up and no other's.
 const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 /// Bytes of a request body held for a stream before its source is no longer read.
@@ -38,11 +34,6 @@ const HEADER_LIST: u32 = 64 * 1024;
 const STREAMS: usize = 180;
 
 type Sender = http2::SendRequest<Upload>;
-
-fn far_stream_window(round_trip: Duration) -> u32 {
-    let fills = round_trip.as_millis() * BYTES_A_SECOND / 1000;
-    u32::try_from(fills * 3 / 2).map_or(FAR_STREAM_WINDOW, |window| window.min(FAR_STREAM_WINDOW))
-}
 
 /// One API session, as its cluster holds it. Dropping it lets its streams finish.
 pub(crate) struct ApiSession {
@@ -92,7 +83,7 @@ impl ApiSession {
         let dialed = shared.dial.dial(cluster, LineKind::Api).await?;
         let is_far = may_be_far && dialed.round_trip >= FAR;
         let window = match is_far {
-            true => far_stream_window(dialed.round_trip),
+            true => far::stream_window(dialed.round_trip),
             false => STREAM_WINDOW,
         };
         let ground = Ground::of(&dialed);
