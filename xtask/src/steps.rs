@@ -117,8 +117,10 @@ pub(crate) fn fuzz(root: &Path, arguments: &[String], per_target: Duration) -> R
     Ok(finish(&tally))
 }
 
-/// Measurements mean something only when optimised, so this builds the release profile: of the
-/// binary that is measured, too.
+/// What is measured is what is deployed: this profile, of the binary and of what measures it.
+const MEASURED: &str = "dist";
+
+/// Measurements mean something only when optimised.
 pub(crate) fn bench(root: &Path, arguments: &[String]) -> Result<ExitCode> {
     let quick = arguments.iter().any(|argument| argument == "--quick");
     let alone = arguments
@@ -129,7 +131,7 @@ pub(crate) fn bench(root: &Path, arguments: &[String]) -> Result<ExitCode> {
     build.args(["--bin", "throwline", "--bin", "throwline-benches"]);
     build.args(["--bin", "layers"]);
     if !quick {
-        build.arg("--release");
+        build.args(["--profile", MEASURED]);
         if !alone {
             tools::install_peers(root)?;
         }
@@ -138,7 +140,7 @@ pub(crate) fn bench(root: &Path, arguments: &[String]) -> Result<ExitCode> {
     if !run::shown(&mut build)? {
         return exit(false);
     }
-    let profile = if quick { "debug" } else { "release" };
+    let profile = if quick { "debug" } else { MEASURED };
     exit(run::shown(measuring(root, profile).args(arguments))?)
 }
 
@@ -235,15 +237,16 @@ pub(crate) fn lines(root: &Path, arguments: &[String]) -> Result<ExitCode> {
 fn measured(root: &Path, name: &str, arguments: &[String]) -> Result<ExitCode> {
     tools::install(root)?.print();
     let mut build = run::cargo(root);
-    build.args(["build", "--workspace", "--release"]);
+    build.args(["build", "--workspace", "--profile", MEASURED]);
     build.args(["--bin", "throwline", "--bin", name]);
     if !run::shown(&mut build)? {
         return exit(false);
     }
-    let mut command = std::process::Command::new(root.join("target/release").join(name));
+    let built = root.join("target").join(MEASURED);
+    let mut command = std::process::Command::new(built.join(name));
     command
         .args(arguments)
-        .env("THROWLINE_BIN", root.join("target/release/throwline"))
+        .env("THROWLINE_BIN", built.join("throwline"))
         // Thousands of handshakes are not to be told one by one.
         .env("THROWLINE_LOG", "warn");
     exit(run::shown(&mut command)?)

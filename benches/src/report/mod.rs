@@ -54,7 +54,7 @@ impl Report<'_> {
             more => format!("{more} rounds"),
         };
         let mut text = format!(
-            "{}, {}, release profile. {}.\n\nMedians of the rounds (least–most); **×** is the ratio to the direct \
+            "{}, {}, dist profile. {}.\n\nMedians of the rounds (least–most); **×** is the ratio to the direct \
              way.\n\n![How fast each way is beside the direct one]({PICTURE})\n\n{}",
             machine::described()?,
             rounds,
