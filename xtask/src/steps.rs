@@ -9,9 +9,13 @@ use anyhow::{Result, bail};
 use crate::tally::Tally;
 use crate::{fuzz, run, tools};
 
-/// The selection that builds and tests all share, so that each crate is compiled once: naming
-/// single packages would unify features differently and build the dependencies again.
+/// What lints look at.
 const EVERYTHING: [&str; 2] = ["--workspace", "--all-targets"];
+
+/// What is built and run. All of the workspace, so that each crate is compiled once: naming single
+/// packages would unify features differently and build the dependencies again. Without the benches,
+/// which lints have compiled, and without documentation's tests, of which there are none.
+const TESTED: [&str; 3] = ["--workspace", "--bins", "--tests"];
 
 /// The end-to-end stories, apart from the crates' own tests.
 const STORIES: [&str; 2] = ["--test", "story_*"];
@@ -58,11 +62,11 @@ pub(crate) fn test(root: &Path, per_target: Duration) -> Result<ExitCode> {
     )?;
     tally.check("lints", lints);
 
-    let built = run::shown(run::cargo(root).arg("build").args(EVERYTHING))?;
+    let built = run::shown(run::cargo(root).arg("build").args(TESTED))?;
     tally.check("build", built);
     if built {
         let mut command = run::cargo(root);
-        command.args(["test", "--workspace", "--no-fail-fast"]);
+        command.arg("test").args(TESTED).arg("--no-fail-fast");
         let (results, good) = run::tests(&mut command)?;
         tally.tests("tests", &results, good);
     }
