@@ -14,8 +14,9 @@ use crate::{proc, ways};
 /// Agents that dial at once: fewer than a relay shakes hands with in a second.
 const BATCH: usize = 150;
 const PATIENCE: Duration = Duration::from_secs(120);
-/// From the last connection until memory is read: longer than buffers are kept for.
-const SETTLE: Duration = Duration::from_secs(8);
+/// From the last connection until memory is read: longer than buffers are kept for, 5 s without a byte
+/// that are looked for each 5 s.
+const SETTLE: Duration = Duration::from_secs(12);
 /// Idle lines of one user to one agent.
 const LINES: usize = 500;
 const KIB: f64 = 1024.0;
