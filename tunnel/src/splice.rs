@@ -19,7 +19,8 @@ use tokio::time::{Instant, Sleep};
 /// Knobs of a splice.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Bytes held a direction at most. Default 64 KiB. Cost: twice this while bytes move.
+    /// Bytes held a direction at most. Default 64 KiB. Cost: twice this while bulk moves; 2 KiB for
+    /// what comes in pieces smaller than that.
     pub buffer: usize,
     /// From the first error until both sides are dropped, at most. Default 5 s.
     pub drain: Duration,
@@ -332,7 +333,7 @@ impl Half {
             let mut moved = false;
             // Reads on while the writer is stuck, as long as there is space: that is how an error
             // of the reader is noticed.
-            if self.read_end.is_none() && self.has_space() {
+            if self.read_end.is_none() && self.has_space(&config.budgets) {
                 if turns == TURN {
                     cx.waker().wake_by_ref();
                     return Poll::Pending;
@@ -373,17 +374,23 @@ impl Half {
         }
     }
 
-    /// Makes space by moving what waits to the front, if that is worth it.
-    fn has_space(&mut self) -> bool {
+    /// Makes space by moving what waits to the front, if that is worth it, or to a larger buffer.
+    fn has_space(&mut self, budgets: &[Budget]) -> bool {
         if self.is_empty() {
             (self.start, self.end) = (0, 0);
-            // A small one, for want of budget: there may be more now.
+            // A small one: the next read may need more, or the budgets have it now.
             if self.buf.len() < self.size {
                 self.buf = Vec::new();
             }
         } else if self.end == self.buf.len() && self.start >= self.buf.len() / 2 {
             self.buf.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
+        } else if self.end == self.buf.len() && self.buf.len() < self.size {
+            // The writer does not keep up with many small reads.
+            if let Some(granted) = self.take(budgets) {
+                self.granted = granted;
+                self.buf.resize(self.size, 0);
+            }
         }
         self.buf.is_empty() || self.end < self.buf.len()
     }
@@ -401,7 +408,7 @@ impl Half {
             let result = ready!(Pin::new(reader).poll_read(cx, &mut space));
             self.end = space.filled().len();
             if self.end > 0 {
-                self.allocate(budgets);
+                self.allocate(budgets, self.end == PROBE);
                 self.buf[..self.end].copy_from_slice(space.filled());
             }
             result
@@ -419,13 +426,19 @@ impl Half {
         Poll::Ready(())
     }
 
-    /// As large as the budgets allow, and at least what was just read.
-    fn allocate(&mut self, budgets: &[Budget]) {
-        let bytes = self.size as u64;
-        let granted: Option<Vec<Grant>> = budgets.iter().map(|from| from.take(bytes)).collect();
+    /// Room for what was just read, and where there is more behind it for as much as the budgets
+    /// allow. A keystroke needs no large buffer, and the allocator would keep its pages.
+    fn allocate(&mut self, budgets: &[Budget], is_more: bool) {
+        let granted = is_more.then(|| self.take(budgets)).flatten();
         let size = if granted.is_some() { self.size } else { PROBE };
         self.granted = granted.unwrap_or_default();
         self.buf = vec![0; size];
+    }
+
+    /// What a large buffer takes of each budget, if all of them have it.
+    fn take(&self, budgets: &[Budget]) -> Option<Vec<Grant>> {
+        let bytes = self.size as u64;
+        budgets.iter().map(|from| from.take(bytes)).collect()
     }
 
     fn is_empty(&self) -> bool {

@@ -14,8 +14,16 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::task::JoinHandle;
 
 fn spliced(config: Config) -> (DuplexStream, DuplexStream, Arc<Meter>, JoinHandle<Outcome>) {
-    let (a, near) = pipe(1024);
-    let (far, b) = pipe(1024);
+    spliced_over(1024, config)
+}
+
+/// Between pipes that hold this many bytes.
+fn spliced_over(
+    capacity: usize,
+    config: Config,
+) -> (DuplexStream, DuplexStream, Arc<Meter>, JoinHandle<Outcome>) {
+    let (a, near) = pipe(capacity);
+    let (far, b) = pipe(capacity);
     let meter = Arc::new(Meter::default());
     let task = tokio::spawn({
         let meter = meter.clone();
@@ -234,6 +242,25 @@ mod tokio_test_like {
 }
 
 #[tokio::test]
+async fn what_comes_in_small_pieces_takes_no_large_buffer() {
+    let budget = Budget::new(u64::MAX);
+    let config = Config {
+        budgets: vec![budget.clone()],
+        ..Config::default()
+    };
+    let (mut near, mut far, _, _splice) = spliced(config);
+    for size in [1, 80, 1000] {
+        near.write_all(&pattern(size)).await.unwrap();
+        let mut got = vec![0; size];
+        far.read_exact(&mut got).await.unwrap();
+        assert!(got == pattern(size));
+        assert_eq!(budget.used(), 0, "for {size} bytes");
+    }
+    near.write_all(&pattern(8_000)).await.unwrap();
+    eventually("bulk has a buffer", || budget.used() == 64 * 1024).await;
+}
+
+#[tokio::test]
 async fn a_budget_that_others_hold_slows_and_does_not_stop() {
     let budget = Budget::new(64 * 1024);
     let sharing = || Config {
@@ -248,7 +275,8 @@ async fn a_budget_that_others_hold_slows_and_does_not_stop() {
     })
     .await;
 
-    let (mut a, mut b, _, second) = spliced(sharing());
+    // What comes at once is more than a small buffer holds.
+    let (mut a, mut b, _, second) = spliced_over(8 * 1024, sharing());
     let bytes = pattern(300_000);
     let send = async {
         a.write_all(&bytes).await.unwrap();
