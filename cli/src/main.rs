@@ -27,6 +27,7 @@ fn main() -> ExitCode {
         output::failure(&anyhow::Error::new(error).context("cannot set up logging"));
         return ExitCode::from(2);
     }
+    throwline_ops::memory::keep_freed();
     throwline_certs::tls::provide_to_libraries();
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()

@@ -5,6 +5,7 @@
 pub mod admin;
 pub mod drain;
 pub mod limits;
+pub mod memory;
 pub mod network;
 pub mod readiness;
 pub mod shutdown;
