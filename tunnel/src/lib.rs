@@ -17,6 +17,7 @@ pub mod http1;
 pub mod line;
 pub mod message;
 pub mod mux;
+pub mod piece;
 pub mod proto;
 mod ramp;
 pub mod read_ahead;

@@ -26,6 +26,7 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncBufRead, AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
+use crate::piece::SEALED;
 use crate::ramp::Ramp;
 use crate::ws::{WsDriver, WsIo};
 
@@ -36,8 +37,8 @@ mod frames;
 /// What a stream's receive window starts with; fixed by yamux.
 const FIRST_WINDOW: usize = 256 * 1024;
 
-/// Longest payload of a frame that is sent; yamux' own limit.
-const FRAME: usize = 16 * 1024;
+/// Longest payload of a frame that is sent: a piece of bulk whole. yamux' own limit is 16 KiB.
+const FRAME: usize = SEALED;
 
 /// Streams that may exist beyond both caps before yamux itself gives up on the connection: those
 /// being refused.
@@ -59,7 +60,7 @@ pub struct Config {
     /// 256 KiB, all together. Default 12 MiB. A window doubles when half of it was read within two
     /// round trips of the hop, so only where a reader keeps up; a stream's throughput is at most
     /// its window a round trip. A stream whose reader has stopped holds what its window had grown
-    /// to at most, 256 KiB if it never read fast, and up to 192 KiB of frames on their way to a
+    /// to at most, 256 KiB if it never read fast, and as much again in frames on their way to a
     /// peer that has stopped.
     pub window_growth: usize,
 }
@@ -96,6 +97,7 @@ impl Config {
         let window = (streams * FIRST_WINDOW).saturating_add(self.window_growth);
         config.set_max_connection_receive_window(Some(window));
         config.set_read_after_close(true);
+        config.set_split_send_size(FRAME);
         config
     }
 }

@@ -1,7 +1,7 @@
 //! How large a piece is that the next hop must have whole before it can pass any of it on.
 //!
 //! TCP starts with ten segments a round trip and doubles (RFC 6928, RFC 5681), also after a rest
-//! (RFC 2861). A message of 64 KiB takes three round trips then, of each hop, one after the other.
+//! (RFC 2861). A message of 48 KiB takes three round trips then, of each hop, one after the other.
 //! So pieces begin small and grow with what has been sent: one is never more than a part of what
 //! the path takes in a round trip.
 

@@ -27,6 +27,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode as WireCo
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error as WsError, Message, error::ProtocolError};
 
+use crate::piece::MESSAGE;
 use crate::proto::close::{CloseCode, CloseReason, ClosedBy};
 use crate::ramp::Ramp;
 
@@ -46,7 +47,7 @@ pub struct Config {
     /// anything is allocated for it. 256 KiB.
     pub max_message: usize,
     /// Bytes gathered into one message at most; the first ones are smaller, see [`crate::ramp`].
-    /// 64 KiB.
+    /// 48 KiB with its header.
     pub cork: usize,
 }
 
@@ -58,7 +59,7 @@ impl Config {
             read_buffer: 8 * 1024,
             max_write_buffer: 256 * 1024,
             max_message: 256 * 1024,
-            cork: 64 * 1024,
+            cork: MESSAGE,
         }
     }
 

@@ -17,6 +17,9 @@ use super::connect::{Connected, Protocols, connect};
 use super::{Answer, Error, Limits, OutBody};
 use crate::metrics::{Held, Metrics};
 
+/// Longest DATA frame of HTTP/2 that is taken, bytes: what one piece of bulk is on its way to the user.
+const FRAME: u32 = throwline_tunnel::piece::PIECE as u32;
+
 pub(crate) struct Pool {
     pub(super) credentials: Credentials,
     limits: Limits,
@@ -156,6 +159,7 @@ impl Pool {
             .initial_stream_window_size(self.limits.stream_window)
             // One stream that stalls must not stop the others: only the streams' own windows bind.
             .initial_connection_window_size(i32::MAX.unsigned_abs())
+            .max_frame_size(FRAME)
             .max_send_buf_size(256 * 1024)
             .max_header_list_size(64 * 1024)
             .keep_alive_interval(self.limits.keep_alive)

@@ -30,6 +30,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::watch;
 use tokio_util::io::poll_read_buf;
 
+use crate::piece::SEALED;
 use crate::proto::line::WINDOW;
 use crate::proto::line::growth::Growth;
 use crate::proto::line::machine::{Ended, Machine, Read};
@@ -61,7 +62,7 @@ static ASIDE: LazyLock<Budget> = LazyLock::new(|| Budget::new(64 << 20));
 const ASIDE_STEP: usize = 256 * 1024;
 
 /// Bytes asked of the stream at once.
-const READ: usize = 16 * 1024;
+const READ: usize = SEALED;
 
 /// A line. A clean end (`Ok` with nothing read) means that the peer said FIN and every byte before
 /// it was read; anything else is an error of kind `ConnectionReset` with a [`LineError`] inside.

@@ -23,7 +23,7 @@ const GOAWAY: u8 = 3;
 const ACK: u16 = 2;
 const RST: u16 = 8;
 
-/// Longest body accepted. yamux sends at most 16 KiB; its own limit is 1 MiB, allocated before
+/// Longest body accepted. Ours are at most 40 KiB; yamux' own limit is 1 MiB, allocated before
 /// the first byte arrives.
 const MAX_BODY: u32 = 64 * 1024;
 

@@ -14,14 +14,16 @@ use std::ops::Range;
 
 use bytes::{Buf as _, BufMut, Bytes, BytesMut};
 
+use crate::piece::SEALED;
+
 use super::replay::Replay;
 use super::{
     HEADER_LEN, Header, MAX_DATA, Position, Receiver, ResetCode, Sender, Violation, kind, parse,
     put, put_reset,
 };
 
-/// Bytes gathered before they must be handed down.
-const CORK: usize = 32 * 1024;
+/// Bytes gathered before they must be handed down: a piece of bulk whole. Below [`MAX_DATA`].
+const CORK: usize = SEALED;
 
 /// What a buffer for frames has at least; most hold one request.
 const FRAMES: usize = 4 * 1024;
