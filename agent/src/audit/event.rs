@@ -1,11 +1,10 @@
 //! One event of `audit.k8s.io/v1`, so that whatever reads a cluster's own audit reads this too.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::time::SystemTime;
 
 use serde::Serialize;
-use time::OffsetDateTime;
-use time::macros::format_description;
 
 use crate::attributes::ObjectRef;
 
@@ -96,11 +95,13 @@ impl Event {
     }
 }
 
-/// RFC 3339 with microseconds, as Kubernetes' `MicroTime`.
+/// RFC 3339 with microseconds, as Kubernetes' `MicroTime`; two of them a request. A clock that
+/// stands before 1970 is taken to stand there, one after 9999 gives nothing.
 pub(super) fn timestamp(at: SystemTime) -> String {
-    const FORM: &[time::format_description::BorrowedFormatItem<'_>] =
-        format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:6]Z");
-    OffsetDateTime::from(at).format(FORM).unwrap_or_default()
+    let mut text = String::with_capacity("1970-01-01T00:00:00.000000Z".len());
+    let at = at.max(SystemTime::UNIX_EPOCH);
+    let _ = write!(text, "{}", humantime::format_rfc3339_micros(at));
+    text
 }
 
 /// The header as text, cut where the API server cuts it.
@@ -150,6 +151,14 @@ pub(super) mod tests {
             stage_timestamp: timestamp(SystemTime::UNIX_EPOCH + Duration::from_micros(1_500_000)),
             annotations: BTreeMap::from([("throwline.dev/cluster", text.to_owned())]),
         }
+    }
+
+    #[test]
+    fn a_clock_that_is_wrong_costs_no_event() {
+        let before = SystemTime::UNIX_EPOCH - Duration::from_secs(1);
+        assert_eq!(timestamp(before), timestamp(SystemTime::UNIX_EPOCH));
+        let after = SystemTime::UNIX_EPOCH + Duration::from_secs(253_402_300_800);
+        assert_eq!(timestamp(after), "");
     }
 
     #[test]
