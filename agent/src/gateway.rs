@@ -121,7 +121,8 @@ impl Gateway {
                 headers,
                 protocol,
             };
-            return upgrade::run(self, life, record, attempt, client).await;
+            // Boxed, like what is rare: it would make every request as large.
+            return Box::pin(upgrade::run(self, life, record, attempt, client)).await;
         }
 
         let (upload, watch) = Upload::new(body, self.limits.upload_idle);
@@ -198,7 +199,7 @@ impl Gateway {
             // know. Behind a `proxy` subresource it may be the workload that wants a password.
             StatusCode::UNAUTHORIZED if !record.is_workload() => {
                 tracing::warn!("the API server does not accept the agent's own credentials");
-                self.upstream.reload().await;
+                Box::pin(self.upstream.reload()).await;
                 Some(Failure::bad_gateway(
                     "the cluster's API server does not accept the agent's own credentials (401); its kubeconfig or \
                      service account needs the attention of whoever runs the agent",

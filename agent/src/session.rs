@@ -143,8 +143,9 @@ pub async fn serve<IO>(
 {
     let _held = Held::new(&gateway.metrics().sessions);
     match protocol {
-        Protocol::Http2 => api(io, gateway, subject, life).await,
-        Protocol::Http1 => single(io, gateway, subject, life).await,
+        // Boxed: a line would be as large as both from its first byte.
+        Protocol::Http2 => Box::pin(api(io, gateway, subject, life)).await,
+        Protocol::Http1 => Box::pin(single(io, gateway, subject, life)).await,
     }
 }
 

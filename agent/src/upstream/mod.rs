@@ -169,7 +169,7 @@ impl Upstream {
                 Err(error) => {
                     // The CA or the client certificate may have been rotated on disk.
                     if matches!(error, Error::Tls(_)) {
-                        self.reload().await;
+                        Box::pin(self.reload()).await;
                     }
                     return Err(error);
                 }

@@ -79,18 +79,19 @@ impl Pool {
     }
 
     /// A place on a connection that is alive as far as is known, opened if need be.
+    /// Opening is boxed: requests are moved about, and most find a connection that is open.
     pub(super) async fn lease(self: &Arc<Self>) -> Result<Lease, Error> {
         if let Some(lease) = self.ready() {
             return Ok(lease);
         }
         if self.state().speaks_http1 {
             // Nothing is shared, so nobody need wait for another's connection.
-            return self.open().await;
+            return Box::pin(self.open()).await;
         }
         let _turn = self.connecting.lock().await;
         match self.ready() {
             Some(lease) => Ok(lease),
-            None => self.open().await,
+            None => Box::pin(self.open()).await,
         }
     }
 
