@@ -172,11 +172,11 @@ fn websocket(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("ws");
     let runtime = one_thread();
     let (a, b) = tokio::io::duplex(PIPE);
-    let (edge, relay) = (ws::Config::edge(), ws::Config::relay());
+    let config = ws::Config::default();
     let ((writer, driver), (reader, _driver)) = runtime.block_on(async {
         tokio::join!(
-            ws::wrap(a, Bytes::new(), ws::Side::Client, &edge),
-            ws::wrap(b, Bytes::new(), ws::Side::Server, &relay)
+            ws::wrap(a, Bytes::new(), ws::Side::Client, &config),
+            ws::wrap(b, Bytes::new(), ws::Side::Server, &config)
         )
     });
     let (writer, reader) = (writer.compat_write(), reader.compat());

@@ -81,7 +81,7 @@ impl Hostile {
             relays: 0,
             instance: "hostile".to_owned(),
             timing: Timing::default(),
-            ws: ws::Config::relay(),
+            ws: ws::Config::default(),
             mux: mux::Config::default(),
             max_streams: 256,
         };

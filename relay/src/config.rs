@@ -41,7 +41,7 @@ impl Config {
             proxy_protocol: false,
             limits: Limits::default(),
             timing: Timing::default(),
-            ws: ws::Config::relay(),
+            ws: ws::Config::default(),
             mux: mux::Config::default(),
         }
     }

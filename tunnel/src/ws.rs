@@ -38,8 +38,9 @@ mod counted;
 /// Buffers of one WebSocket.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Bytes allocated for reading as long as the connection lives, and zeroed for each read: what
-    /// TLS hands out at once is enough. Relay 8 KiB, edge 16 KiB.
+    /// Bytes allocated for reading as long as the connection lives, and zeroed for each read, also
+    /// for one that finds nothing. 4 KiB: four reads for a whole TLS record cost bulk nothing that
+    /// can be measured, and small messages are most.
     pub read_buffer: usize,
     /// Bytes of frames that may wait for the network; writers wait beyond. 256 KiB.
     pub max_write_buffer: usize,
@@ -51,26 +52,20 @@ pub struct Config {
     pub cork: usize,
 }
 
-impl Config {
-    /// For thousands of mostly idle carriers. Worst case a carrier: `read_buffer` always,
-    /// `max_message` + `max_write_buffer` + `cork` when both directions stand still.
-    pub fn relay() -> Self {
+impl Default for Config {
+    /// Worst case a carrier: `read_buffer` always, `max_message` + `max_write_buffer` + `cork` when
+    /// both directions stand still.
+    fn default() -> Self {
         Self {
-            read_buffer: 8 * 1024,
+            read_buffer: 4 * 1024,
             max_write_buffer: 256 * 1024,
             max_message: 256 * 1024,
             cork: MESSAGE,
         }
     }
+}
 
-    /// For an agent or a local proxy, which have one or two.
-    pub fn edge() -> Self {
-        Self {
-            read_buffer: 16 * 1024,
-            ..Self::relay()
-        }
-    }
-
+impl Config {
     fn tungstenite(&self) -> WebSocketConfig {
         WebSocketConfig::default()
             .read_buffer_size(self.read_buffer)

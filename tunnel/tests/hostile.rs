@@ -292,7 +292,7 @@ async fn older_and_newer_peers_are_told_so() {
     // A dialer of the future.
     let (raw, io) = pipe(64 * 1024);
     let accepting = tokio::spawn(carrier::accept(io, accept_config(), |_, _| Ok(())));
-    let config = ws::Config::edge();
+    let config = ws::Config::default();
     let (mut io, driver) = ws::wrap(raw, bytes::Bytes::new(), Side::Client, &config).await;
     let mut stream = (&mut io).compat();
     let _: Challenge = message::read(&mut stream, HANDSHAKE_CAP).await.unwrap();
@@ -316,7 +316,7 @@ async fn older_and_newer_peers_are_told_so() {
     // A relay of the future.
     let (raw, io) = pipe(64 * 1024);
     let relay = tokio::spawn(async move {
-        let config = ws::Config::relay();
+        let config = ws::Config::default();
         let (mut io, driver) = ws::wrap(raw, bytes::Bytes::new(), Side::Server, &config).await;
         let mut stream = (&mut io).compat();
         let challenge = Challenge {

@@ -112,7 +112,7 @@ async fn tls_held(authority: &Authority, url: &Url) -> Result<f64> {
 /// One end that has sent and received, its socket with it.
 async fn websocket_held() -> Result<f64> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
-    let config = ws::Config::relay();
+    let config = ws::Config::default();
     let mut all = Vec::with_capacity(COUNT);
     let before = held();
     for _ in 0..COUNT {
@@ -143,8 +143,7 @@ async fn carrier_held() -> Result<f64> {
         sha256: |_| [7; 32],
         id: "spiffe://bench/cluster/c".to_owned(),
     });
-    let mut dial = DialConfig::new("http://localhost".parse()?, None, prover, Role::Agent, "a");
-    dial.ws = ws::Config::relay();
+    let dial = DialConfig::new("http://localhost".parse()?, None, prover, Role::Agent, "a");
     let mut all: Vec<(Connection, Connection)> = Vec::with_capacity(COUNT);
     let before = held();
     for _ in 0..COUNT {

@@ -24,7 +24,7 @@ pub fn feed(data: &[u8]) {
             relays: 0,
             instance: "fuzz".to_owned(),
             timing: Timing::default(),
-            ws: ws::Config::relay(),
+            ws: ws::Config::default(),
             mux: mux::Config::default(),
             max_streams: 16,
         };

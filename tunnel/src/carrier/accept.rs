@@ -40,7 +40,7 @@ impl AcceptConfig {
             instance: instance.into(),
             relays: 0,
             timing: Timing::default(),
-            ws: ws::Config::relay(),
+            ws: ws::Config::default(),
             mux: mux::Config::default(),
             max_streams: 0,
         }

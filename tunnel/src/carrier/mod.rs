@@ -191,7 +191,7 @@ impl DialConfig {
             software: SOFTWARE.to_owned(),
             avoid: Vec::new(),
             timing: Timing::default(),
-            ws: ws::Config::edge(),
+            ws: ws::Config::default(),
             mux: mux::Config::default(),
         }
     }
