@@ -65,11 +65,14 @@ impl Work {
             .ok(&["create", "configmap", &name, "--from-literal=n=0"])
             .await?;
         let kubectl = self.kubectl();
+        // As a list of one. Of an object that it is given by name, kubectl begins the watch at any
+        // later state and leaves the first one out, so that a change in between would be missed.
+        let selector = format!("--field-selector=metadata.name={name}");
         let mut child = kubectl
             .command(&[
                 "get",
                 "configmap",
-                &name,
+                &selector,
                 "-w",
                 "-o",
                 "jsonpath={.data.n}{\"\\n\"}",
