@@ -8,7 +8,7 @@
 //! Each layer takes the piece of the layer above with its headers whole, or every piece would leave
 //! a second one of a few bytes, which costs almost as much as the first.
 
-/// Bytes of a piece as it comes from a socket, or as one DATA frame of HTTP/2: two TLS records.
+/// Bytes of a piece: what one DATA frame of HTTP/2 holds, two full TLS records.
 pub const PIECE: usize = 32 * 1024;
 
 /// The same, sealed, with what HTTP/2, TLS and the line put before and behind it: less than 200 bytes.

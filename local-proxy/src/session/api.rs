@@ -11,7 +11,7 @@ use std::{
     },
     time::Duration,
 };
-use throwline_tunnel::{far, line::Handle, mux, proto::messages::LineKind};
+use throwline_tunnel::{far, line::Handle, mux, piece::PIECE, proto::messages::LineKind};
 use tokio::time::Instant;
 
 /// What one stalled reader can make us hold on an API session.
@@ -25,9 +25,9 @@ const FAR: Duration = Duration::from_millis(20);
 const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 /// Bytes of a request body held for a stream before its source is no longer read.
 const SEND_BUFFER: usize = 128 * 1024;
-/// Frame size we accept: 12 bytes of header a 64 KiB line frame are nothing, more would only
-/// lengthen the wait of small answers behind large ones.
-const MAX_FRAME: u32 = 64 * 1024;
+/// Frame size we accept: a piece of bulk. More would only lengthen the wait of small answers behind
+/// large ones.
+const MAX_FRAME: u32 = PIECE as u32;
 const HEADER_LIST: u32 = 64 * 1024;
 /// Streams before another session is opened. The agent allows 200; the rest is room for requests
 /// that were leased a moment ago.
