@@ -262,7 +262,7 @@ where
 
 /// One direction.
 struct Half {
-    /// Empty capacity while idle, else `size` bytes, or `PROBE` where a budget is used up.
+    /// Empty capacity while idle, else `size` bytes, or `PROBE` for small reads or a budget used up.
     buf: Vec<u8>,
     size: usize,
     granted: Vec<Grant>,
