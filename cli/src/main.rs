@@ -29,10 +29,11 @@ fn main() -> ExitCode {
     }
     throwline_ops::memory::keep_freed();
     throwline_certs::tls::provide_to_libraries();
-    let runtime = match tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-    {
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    if let Some(threads) = commands::threads(&cli.command) {
+        runtime.worker_threads(threads.into());
+    }
+    let runtime = match runtime.enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             output::failure(&anyhow::Error::new(error).context("cannot start the runtime"));

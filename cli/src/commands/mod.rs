@@ -38,6 +38,23 @@ pub(crate) fn default_filter(command: &Command) -> &'static str {
     }
 }
 
+/// Threads of the runtime; `None` for one a processor.
+///
+/// What is handed from one thread to another costs a wake-up and cold caches, at each of a
+/// request's dozen steps. A relay has many independent carriers to spread over its processors;
+/// an agent and a local proxy have one or two, through which everything goes.
+pub(crate) fn threads(command: &Command) -> Option<u16> {
+    match command {
+        Command::Demo(_) => None,
+        Command::Relay(args) => args.threads,
+        Command::Agent(args) => Some(args.threads.threads),
+        Command::Proxy(args) => Some(args.threads.threads),
+        Command::Token(_) | Command::Database(_) | Command::Login(_) | Command::Clusters(_) => {
+            Some(1)
+        }
+    }
+}
+
 pub(crate) async fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Demo(args) => demo::run(args).await,
