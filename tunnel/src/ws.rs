@@ -403,6 +403,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> WsDriver<T> {
         lock(&self.0).ws.get_ref().written()
     }
 
+    /// Whether bytes wait for the next flush.
+    pub(crate) fn is_corked(&self) -> bool {
+        !lock(&self.0).cork.is_empty()
+    }
+
     /// Whether bytes wait for the network.
     pub fn is_unflushed(&self) -> bool {
         let core = lock(&self.0);

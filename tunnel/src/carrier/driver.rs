@@ -62,6 +62,9 @@ pub(super) struct Driver<T> {
     ping: Option<(u64, Instant)>,
     pings: u64,
     timer: Pin<Box<Sleep>>,
+    /// What is corked has waited for the tasks that were ready before: what they say leaves with it,
+    /// in one message, record and system call.
+    waited: bool,
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Driver<T> {
@@ -101,6 +104,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Driver<T> {
             pings: 0,
             timer: Box::pin(tokio::time::sleep_until(now)),
             timing,
+            waited: false,
         }
     }
 
@@ -154,6 +158,12 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Driver<T> {
                 continue;
             }
             self.mux.inject(&self.ws);
+            if !self.waited && self.ws.is_corked() {
+                self.waited = true;
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            self.waited = false;
             match self.ws.poll_flush(cx) {
                 // Writers had to wait, and there is room again.
                 Poll::Ready(Ok(())) if self.ws.take_blocked() => continue,
