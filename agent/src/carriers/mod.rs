@@ -144,7 +144,7 @@ impl Leftover {
         let closing = self.0.into_iter().map(|mut left| async move {
             if let Some(carrier) = &left.carrier {
                 carrier.close(CloseCode::GoingAway, "the agent stops");
-                let _ = tokio::time::timeout(GOODBYE, carrier.closed()).await;
+                let _ = tokio::time::timeout(GOODBYE, carrier.gone()).await;
             }
             left.serving.shutdown().await;
         });

@@ -165,7 +165,8 @@ impl Carrier {
         }
     }
 
-    /// Ends the carrier and all its streams. Returns at once; see [`Self::closed`].
+    /// Ends the carrier and all its streams. Returns at once; see [`Self::closed`], and [`Self::gone`]
+    /// for who exits then.
     pub fn close(&self, code: CloseCode, reason: &str) {
         // Fails only when it has ended already.
         let _ = self.commands.send(Command::Close(code, reason.to_owned()));
@@ -178,6 +179,13 @@ impl Carrier {
             Ok(reason) => reason.clone().unwrap_or_else(|| self.shared.reason()),
             Err(_) => self.shared.reason(),
         }
+    }
+
+    /// Waits until the carrier has ended and the other end has been told: what streams had said, and
+    /// the close frame. At most `Timing::close` after [`Self::closed`].
+    pub async fn gone(&self) {
+        // The driver lets go of what it is asked when it has nothing more to do.
+        self.commands.closed().await;
     }
 
     pub fn is_closed(&self) -> bool {

@@ -52,6 +52,8 @@ impl Link {
         let state = self.0.state.send_replace(State::Down { last: None });
         if let State::Up { carrier, .. } = state {
             carrier.close(CloseCode::GoingAway, "the local proxy stops");
+            // The process may end then. An agent that was not told waits for each line's return.
+            carrier.gone().await;
         }
     }
 
