@@ -403,9 +403,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> WsDriver<T> {
         lock(&self.0).ws.get_ref().written()
     }
 
-    /// Whether bytes wait for the next flush.
-    pub(crate) fn is_corked(&self) -> bool {
-        !lock(&self.0).cork.is_empty()
+    /// Bytes that wait for the next flush.
+    pub(crate) fn corked(&self) -> usize {
+        lock(&self.0).cork.len()
     }
 
     /// Whether bytes wait for the network.

@@ -29,6 +29,7 @@ use crate::ws::WsDriver;
 
 use super::Timing;
 use super::handle::{IncomingStream, Shared};
+use super::patience::Patience;
 
 /// What handles ask of the driver.
 pub(super) enum Command {
@@ -62,9 +63,7 @@ pub(super) struct Driver<T> {
     ping: Option<(u64, Instant)>,
     pings: u64,
     timer: Pin<Box<Sleep>>,
-    /// What is corked has waited for the tasks that were ready before: what they say leaves with it,
-    /// in one message, record and system call.
-    waited: bool,
+    patience: Patience,
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Driver<T> {
@@ -104,7 +103,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Driver<T> {
             pings: 0,
             timer: Box::pin(tokio::time::sleep_until(now)),
             timing,
-            waited: false,
+            patience: Patience::default(),
         }
     }
 
@@ -158,12 +157,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Driver<T> {
                 continue;
             }
             self.mux.inject(&self.ws);
-            if !self.waited && self.ws.is_corked() {
-                self.waited = true;
+            if self.patience.waits(self.ws.corked()) {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
-            self.waited = false;
             match self.ws.poll_flush(cx) {
                 // Writers had to wait, and there is room again.
                 Poll::Ready(Ok(())) if self.ws.take_blocked() => continue,

@@ -9,6 +9,7 @@ mod dial;
 mod driver;
 mod error;
 mod handle;
+mod patience;
 mod proxy;
 mod socket;
 mod upgrade;
