@@ -1,48 +1,45 @@
-//! What all tasks of one agent share, and its life from start to stop.
+//! The agent's life from start to stop.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::time::Duration;
 
 use prometheus::Registry;
-use throwline_certs::{Identity, Roots, Validator, tls};
-use throwline_ops::{Drain, Readiness, Shutdown, admin};
+use throwline_certs::revocation::Keeper;
+use throwline_ops::{Drain, Readiness, ReadinessGuard, Shutdown, admin, network};
 use throwline_tunnel::proto::messages::AgentStatus;
+use throwline_uplink::{Carriers, Environment, Pool};
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::audit::{Limits as AuditLimits, Sink};
-use crate::carriers::Carriers;
+use crate::audit::{Audit, Limits as AuditLimits, Sink};
 use crate::config::Config;
 use crate::error::Error;
-use crate::gateway::Gateway;
-use crate::kept::Kept;
+use crate::identity::AgentIdentity;
+use crate::lines::{LineAcceptor, LineRegistry, UserOptions};
+use crate::live::LiveRegistry;
 use crate::metrics::Metrics;
-use crate::owner::{self, Enrolled};
-use crate::upstream::Upstream;
-use crate::{audit::Audit, state, status_report};
+use crate::quotas::Quotas;
+use crate::request::{ApiServer, Gateway};
+use crate::session::SessionServer;
+use crate::uplink_handler::{self, AgentUplink};
+use crate::upstream::{Upstream, uid};
+use crate::{state, status_report};
 
-/// Shared by the carriers, their lines and the tasks beside them.
-pub(crate) struct Agent {
-    pub(crate) cluster: String,
-    /// Tells two processes of one identity apart.
-    pub(crate) instance: String,
-    pub(crate) gateway: Arc<Gateway>,
-    pub(crate) credential_extra: bool,
-    pub(crate) room: Arc<Semaphore>,
-    pub(crate) drain: Drain,
-    /// No more sessions; those that there are end with their requests.
-    pub(crate) shutdown: Shutdown,
-    pub(crate) stop: Shutdown,
-    pub(crate) kept: Arc<Kept>,
-    pub(crate) roots: Roots,
-    validator: Validator,
-    identity: Mutex<Held>,
-}
+/// How long the last audit events may take to be written when the agent stops.
+const FLUSH: Duration = Duration::from_secs(5);
+/// How often `/readyz` is updated by the state of the audit.
+const AUDIT_CHECK: Duration = Duration::from_secs(1);
 
-#[derive(Clone)]
-struct Held {
-    identity: Arc<Identity>,
-    server: Arc<rustls::ServerConfig>,
+/// The parts of a running agent, built from the bottom up.
+struct Parts {
+    identity: Arc<AgentIdentity>,
+    api_server: Arc<ApiServer>,
+    live: Arc<LiveRegistry>,
+    lines: Arc<LineRegistry>,
+    quotas: Quotas,
+    drain: Drain,
+    acceptor: Arc<LineAcceptor>,
 }
 
 /// Runs an enrolled agent until `shutdown`; losses of the relay or the API server do not end it.
@@ -63,17 +60,13 @@ pub async fn run(
         metrics.clone(),
     )
     .await?;
-    let audit = AuditLimits {
-        queue: config.limits.lines.audit_queue,
-        required: config.audit_required,
-    };
-    let sink =
-        Sink::open(&config.audit, audit, metrics.clone()).map_err(|source| Error::Audit {
-            target: audit_target(&config.audit),
-            source,
-        })?;
+    let name = identity.id().name();
+    // Before any carrier: with a copied state directory, this agent would serve another cluster's
+    // name.
+    uid::check(&upstream, name, config.cluster_uid.as_deref()).await?;
+    let sink = open_audit(&config, &metrics)?;
 
-    // The admin listener goes on while the rest drains, so that /readyz says so.
+    // The admin listener serves while the rest drains, so that /readyz shows it.
     let (end, ended) = Shutdown::new();
     let readiness = Readiness::new();
     let admin = admin.map(|listener| {
@@ -85,70 +78,78 @@ pub async fn run(
         ))
     });
 
-    let (stop_trigger, stop) = Shutdown::new();
-    let validator = Validator::new(roots.clone(), identity.id().domain().clone());
-    let server = tls::session_server(&identity, &validator)?;
-    let agent = Arc::new(Agent {
-        cluster: identity.id().name().to_owned(),
-        instance: uuid::Uuid::new_v4().to_string(),
-        gateway: Arc::new(Gateway::new(
-            upstream,
-            sink,
-            metrics.clone(),
-            config.limits.session,
-        )),
-        credential_extra: config.credential_extra,
-        room: Arc::new(Semaphore::new(config.limits.lines.most)),
-        drain: Drain::new(),
-        shutdown: shutdown.clone(),
-        stop,
-        kept: Kept::new(config.limits.kept, metrics.clone()),
-        roots,
-        validator,
-        identity: Mutex::new(Held {
-            identity: Arc::new(identity),
-            server,
-        }),
-    });
-    tracing::info!(cluster = agent.cluster, relay = %config.relay, "the agent has started");
+    let identity = Arc::new(AgentIdentity::new(identity, roots)?);
+    let revocations = Arc::new(Keeper::new(identity.validator().clone(), &config.state_dir));
+    let parts = Parts::build(
+        &config,
+        identity,
+        upstream,
+        sink.clone(),
+        &metrics,
+        &shutdown,
+    );
+    tracing::info!(cluster = parts.acceptor.cluster, relay = %config.relay, "the agent has started");
 
+    let auditing = spawn(report_audit(sink.clone(), readiness.condition("audit")));
     let (report, status) = watch::channel(AgentStatus::default());
-    let watching = tokio::spawn(status_report::watch(
-        agent.clone(),
+    let watching = spawn(status_report::watch(
+        parts.api_server.clone(),
+        config.credential_extra,
         config.timing.status,
         report,
+        readiness.condition("api-server"),
     ));
-    let kept = agent.kept.clone();
-    let looking = AbortOnDropHandle::new(tokio::spawn(async move { kept.look().await }));
+    // The last list that was saved counts before the first carrier, so that a restart readmits
+    // nothing.
+    revocations.load();
+    let live = parts.live.clone();
+    let revoking = spawn(async move { live.follow_revocations().await });
+    let (lines, quotas) = (parts.lines.clone(), parts.quotas.clone());
+    let ticking = spawn(async move { lines.tick(|| quotas.update_gauges()).await });
     let grace = config.timing.drain;
-    let carriers = Carriers::start(
-        Arc::new(Enrolled {
-            agent: agent.clone(),
-            config: config.clone(),
-            status,
-        }),
+    let handler = Arc::new(AgentUplink {
+        identity: parts.identity.clone(),
+        acceptor: parts.acceptor.clone(),
+        api_server: parts.api_server.clone(),
+        revocations,
+        config: config.clone(),
+        status,
+    });
+    let carriers = Carriers::new();
+    let pool = Pool::start(
+        handler.clone(),
+        carriers.clone(),
         config.timing.carriers.clone(),
-        shutdown,
-        readiness.condition("relay"),
-        metrics,
+        Environment {
+            shutdown,
+            ready: Some(readiness.condition("relay")),
+            network: network::changes(),
+            metrics: metrics.uplink,
+        },
     );
-    let renewing = owner::keep_renewed(agent.clone(), config, carriers.any());
-    let renewing = tokio::spawn(renewing);
-    let carriers = carriers.ended().await;
-    renewing.abort();
-    watching.abort();
-    if let Err(left) = agent.drain.drained_within(grace).await {
+    let renewing = spawn(uplink_handler::keep_renewed(handler, carriers));
+    // Carriers stay open during the drain, because the sessions run over them.
+    let remaining = pool.ended().await;
+    // No certificate is requested that this process would not use any more.
+    drop((renewing, watching));
+    if let Err(left) = parts.drain.drained_within(grace).await {
         tracing::info!(
             left,
             "sessions are cut off, because the time to drain is over"
         );
     }
-    stop_trigger.trigger();
-    drop(looking);
-    carriers.close().await;
+    // Lines first, so that their RESET leaves while the carriers still send.
+    parts.lines.stop();
+    parts.live.close();
+    drop((ticking, auditing, revoking));
+    remaining.close("the agent is stopping").await;
+    // Behind the last session, whose end is an event too.
+    if !sink.flushed(FLUSH).await {
+        tracing::error!("the last audit events could not be written");
+    }
     end.trigger();
     if let Some(admin) = admin {
-        // Its end is ours by now; a panic in it is nobody's business any more.
+        // Its end was requested here; a panic in it has no further effect.
         if let Ok(result) = admin.await {
             result.map_err(Error::Admin)?;
         }
@@ -156,39 +157,88 @@ pub async fn run(
     Ok(())
 }
 
-impl Agent {
-    pub(crate) fn identity(&self) -> Arc<Identity> {
-        self.held().identity
+impl Parts {
+    fn build(
+        config: &Config,
+        identity: Arc<AgentIdentity>,
+        upstream: Upstream,
+        sink: Sink,
+        metrics: &Metrics,
+        shutdown: &Shutdown,
+    ) -> Self {
+        let limits = &config.limits;
+        let cluster = identity.identity().id().name().to_owned();
+        let quotas = Quotas::new(limits.quotas, metrics.clone());
+        let live = Arc::new(LiveRegistry::new(identity.validator().clone(), &cluster));
+        let lines = LineRegistry::new(limits.lines, live.clone(), metrics.clone());
+        let gateway = Gateway::new(
+            upstream,
+            sink,
+            quotas.clone(),
+            metrics.clone(),
+            limits.request,
+        );
+        let api_server = gateway.api_server().clone();
+        let drain = Drain::new();
+        let sessions = SessionServer::new(
+            Arc::new(gateway),
+            quotas.clone(),
+            metrics.clone(),
+            limits.session,
+        );
+        let acceptor = Arc::new(LineAcceptor {
+            cluster,
+            instance: uuid::Uuid::new_v4().to_string(),
+            identity: identity.clone(),
+            live: live.clone(),
+            lines: lines.clone(),
+            sessions,
+            users: UserOptions {
+                credential_extra: config.credential_extra,
+                system_names: config.system_names.clone(),
+            },
+            quotas: quotas.clone(),
+            metrics: metrics.clone(),
+            drain: drain.clone(),
+            shutdown: shutdown.clone(),
+        });
+        Self {
+            identity,
+            api_server,
+            live,
+            lines,
+            quotas,
+            drain,
+            acceptor,
+        }
     }
+}
 
-    /// What new sessions are accepted with.
-    pub(crate) fn session_server(&self) -> (Arc<rustls::ServerConfig>, &Validator) {
-        (self.held().server, &self.validator)
-    }
+/// A task that ends with its handle.
+fn spawn(task: impl Future<Output = ()> + Send + 'static) -> AbortOnDropHandle<()> {
+    AbortOnDropHandle::new(tokio::spawn(task))
+}
 
-    pub(crate) fn validator(&self) -> &Validator {
-        &self.validator
-    }
+fn open_audit(config: &Config, metrics: &Metrics) -> Result<Sink, Error> {
+    let limits = AuditLimits {
+        queue: config.limits.audit_queue,
+        required: config.audit_required,
+        ..AuditLimits::default()
+    };
+    Sink::open(&config.audit, limits, metrics.clone()).map_err(|source| Error::Audit {
+        target: audit_target(&config.audit),
+        source,
+    })
+}
 
-    /// New sessions and carriers use the new identity; those that live go on with the old.
-    pub(crate) fn replace(&self, identity: Identity) -> Result<(), throwline_certs::Error> {
-        let server = tls::session_server(&identity, &self.validator)?;
-        *self.identity.lock().unwrap_or_else(PoisonError::into_inner) = Held {
-            identity: Arc::new(identity),
-            server,
-        };
-        Ok(())
-    }
-
-    pub(crate) fn count_line(&self, end: &str) {
-        self.gateway.metrics().lines.with_label_values(&[end]).inc();
-    }
-
-    fn held(&self) -> Held {
-        self.identity
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+/// The agent is not ready while a required audit refuses requests. Never ends.
+async fn report_audit(sink: Sink, condition: ReadinessGuard) {
+    loop {
+        match sink.refuses() {
+            true => condition.not_ready("it cannot be written, so requests are refused"),
+            false => condition.ready(),
+        }
+        tokio::time::sleep(AUDIT_CHECK).await;
     }
 }
 

@@ -1,42 +1,23 @@
-//! Why an agent does not start. Once it runs it goes on: what fails later is logged and tried again.
+//! Why an agent does not start. Failures of an agent that runs are logged and tried again.
 
 use std::io;
-use std::path::PathBuf;
 
+use crate::state::StateError;
 use crate::upstream::AccessError;
+use crate::upstream::uid::UidError;
 
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The operator's next step is in the text.
-    #[error(
-        "this agent is not enrolled: there is no identity in {}; make a token beside the relay (throwline token \
-         create --cluster NAME) and give it with --token-file", .0.display()
-    )]
-    NotEnrolled(PathBuf),
-    #[error(
-        "the state directory already holds the identity of {0}; use another directory, or remove it first"
-    )]
-    AlreadyEnrolled(String),
-    /// A token made for a user was given to an agent.
-    #[error(
-        "the token is for {0}, not for a cluster; make one with throwline token create --cluster NAME"
-    )]
-    NotACluster(String),
     #[error(transparent)]
-    Enrol(#[from] throwline_certs::enrol::EnrolError),
+    State(#[from] StateError),
+    /// TLS cannot use the identity.
     #[error(transparent)]
-    State(#[from] throwline_certs::Error),
-    #[error("cannot {action} {}: {source}", path.display())]
-    File {
-        action: &'static str,
-        path: PathBuf,
-        source: io::Error,
-    },
-    #[error("{} is damaged: {reason}; enrol this agent again", path.display())]
-    Damaged { path: PathBuf, reason: String },
+    Identity(#[from] throwline_certs::Error),
     #[error(transparent)]
     Access(#[from] AccessError),
+    #[error(transparent)]
+    Uid(#[from] UidError),
     #[error("the audit cannot be written to {target}: {source}")]
     Audit { target: String, source: io::Error },
     /// A mistake of ours: two metrics of one name.

@@ -1,46 +1,54 @@
-//! The part in the cluster. It throws a carrier out to the relay, ends the sealed sessions of users,
-//! and speaks for each of them to the API server.
+//! The component in the cluster: holds carriers to the relays, terminates the sealed sessions of users,
+//! and forwards their requests to the API server.
 //!
 //! ```text
-//! carriers ── to the relays, kept for ever; the agent's certificate renewed over them
-//!   lines ── a relay's stream → line → sealed session → the user of a verified certificate
-//!     session ── HTTP/2 for requests, HTTP/1.1 for one upgrade
-//!       gateway ── rules (pure) → audit → upstream (pool) or upgrade (fresh connection)
+//! agent ─ uplink_handler ── carriers to the relays, by `throwline-uplink`; renewal of the certificate
+//!         lines ─────────── a relay's stream → line → sealed session → the user of a certificate
+//!         session ───────── HTTP/2 for requests, HTTP/1.1 for one upgrade
+//!         request ───────── policy (pure) → audit → plain (pool) or upgrade (fresh connection)
+//!         live ──────────── every live session, and why it is ended early
+//!         quotas ────────── shares of users
+//!         upstream ──────── the API server
+//!         audit
 //! ```
 //!
-//! **Invariant:** the API server sees the identity of the verified certificate, set by [`rules`], and
-//! nothing else of who a request says it is from. A request without one is refused.
+//! Files import in this order only. Each folder has a struct that owns its dependencies: `LineAcceptor`,
+//! `SessionServer`, `Gateway`, `Upstream`, `Sink`. `agent` builds them.
+//!
+//! **Invariant:** the API server sees the identity of the verified certificate, set by
+//! [`throwline_policy::rules`], and no other identity that a request claims. A request without one is
+//! refused.
 //!
 //! **Invariant:** an answer that was cut is passed on as cut, never as a short one.
 
+#![warn(clippy::mod_module_files)]
+
 mod agent;
-mod attributes;
 pub mod audit;
-mod body;
-pub mod carriers;
-mod catch_up;
 mod config;
+mod connect_error;
 mod error;
-mod gateway;
-pub mod kept;
-mod lines;
+mod identity;
+pub mod lines;
+pub mod live;
+mod message;
 mod metrics;
-mod owner;
+pub mod quotas;
 mod renewal;
-pub mod rules;
-mod said;
+pub mod request;
 pub mod session;
-mod state;
-mod status;
+pub mod state;
 mod status_report;
-mod upgrade;
+mod uplink_handler;
 pub mod upstream;
 
 pub use agent::run;
 pub use audit::Audit;
-pub use config::{Config, Limits, Lines, Timing};
+pub use config::{Config, Limits, Timing};
 pub use error::Error;
-pub use gateway::Gateway;
 pub use metrics::Metrics;
-pub use state::{enrol, is_enrolled};
+pub use request::Gateway;
+pub use state::secret::StateSecret;
+pub use state::{enrol, is_enrolled, is_new_token};
 pub use upstream::ClusterAccess;
+pub use upstream::uid::cluster_uid;

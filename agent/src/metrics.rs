@@ -1,4 +1,4 @@
-//! Numbers of the agent; all of them, so that a name is never used twice.
+//! All metrics of the agent, so that a name is never used twice.
 
 use std::time::Duration;
 
@@ -14,16 +14,19 @@ pub struct Metrics {
     pub(crate) lines: IntCounterVec,
     pub(crate) sessions: IntGauge,
     pub(crate) upgrades: IntGauge,
-    pub(crate) carriers: IntGauge,
-    pub(crate) relays: IntGauge,
-    pub(crate) connect_failures: IntCounterVec,
+    pub(crate) uplink: throwline_uplink::Metrics,
     pub(crate) upstream_connections: IntGauge,
     pub(crate) cut_answers: IntCounter,
     audit_dropped: IntCounter,
+    pub(crate) audit_waits: IntCounter,
     pub(crate) resumptions: IntCounter,
     pub(crate) line_pause_seconds: Histogram,
     pub(crate) replayed_bytes: IntCounter,
     pub(crate) lines_given_up: IntCounterVec,
+    pub(crate) read_ahead_bytes: IntGauge,
+    limited: IntCounterVec,
+    pub(crate) kept_bytes: IntGauge,
+    pub(crate) requests_now: IntGauge,
 }
 
 impl Metrics {
@@ -39,16 +42,19 @@ impl Metrics {
         registry.register(Box::new(made.lines.clone()))?;
         registry.register(Box::new(made.sessions.clone()))?;
         registry.register(Box::new(made.upgrades.clone()))?;
-        registry.register(Box::new(made.carriers.clone()))?;
-        registry.register(Box::new(made.relays.clone()))?;
-        registry.register(Box::new(made.connect_failures.clone()))?;
+        made.uplink.register(registry)?;
         registry.register(Box::new(made.upstream_connections.clone()))?;
         registry.register(Box::new(made.cut_answers.clone()))?;
         registry.register(Box::new(made.audit_dropped.clone()))?;
+        registry.register(Box::new(made.audit_waits.clone()))?;
         registry.register(Box::new(made.resumptions.clone()))?;
         registry.register(Box::new(made.line_pause_seconds.clone()))?;
         registry.register(Box::new(made.replayed_bytes.clone()))?;
         registry.register(Box::new(made.lines_given_up.clone()))?;
+        registry.register(Box::new(made.read_ahead_bytes.clone()))?;
+        registry.register(Box::new(made.limited.clone()))?;
+        registry.register(Box::new(made.kept_bytes.clone()))?;
+        registry.register(Box::new(made.requests_now.clone()))?;
         Ok(made)
     }
 
@@ -76,13 +82,7 @@ impl Metrics {
             lines: counters("throwline_agent_lines_total", "Lines offered by relays, by what became of them.", "end")?,
             sessions: IntGauge::new("throwline_agent_sessions", "Sealed sessions open now.")?,
             upgrades: IntGauge::new("throwline_agent_upgrades", "Upgraded connections open now.")?,
-            carriers: IntGauge::new("throwline_agent_carriers", "Carriers to relays open now.")?,
-            relays: IntGauge::new("throwline_agent_relays", "Relays that this agent is connected to now.")?,
-            connect_failures: counters(
-                "throwline_agent_connect_failures_total",
-                "Failed attempts to reach the relay, by kind.",
-                "kind",
-            )?,
+            uplink: throwline_uplink::Metrics::new("agent")?,
             upstream_connections: IntGauge::new(
                 "throwline_agent_upstream_connections",
                 "Connections to the API server open now.",
@@ -92,6 +92,10 @@ impl Metrics {
                 "Answers that ended before their own end, and were passed on as cut.",
             )?,
             audit_dropped: IntCounter::new("throwline_agent_audit_dropped_total", "Audit events that were lost.")?,
+            audit_waits: IntCounter::new(
+                "throwline_agent_audit_waits_total",
+                "Requests that waited because the audit's output did not keep up.",
+            )?,
             resumptions: IntCounter::new(
                 "throwline_agent_line_resumptions_total",
                 "Lines that went on over another stream.",
@@ -112,6 +116,23 @@ impl Metrics {
                 "Lines that were cut and not resumed, by why.",
                 "reason",
             )?,
+            read_ahead_bytes: IntGauge::new(
+                "throwline_agent_read_ahead_bytes",
+                "Bytes of buffer for what was read from the API server while users took nothing.",
+            )?,
+            limited: counters(
+                "throwline_agent_limited_total",
+                "How often a limit refused or slowed a user, by the limit.",
+                "limit",
+            )?,
+            kept_bytes: IntGauge::new(
+                "throwline_agent_kept_bytes",
+                "Bytes taken from the memory budget for users who do not read or do not acknowledge.",
+            )?,
+            requests_now: IntGauge::new(
+                "throwline_agent_requests_in_flight",
+                "Requests and watches under way now, without upgrades.",
+            )?,
         })
     }
 
@@ -126,11 +147,16 @@ impl Metrics {
         self.requests.with_label_values(&[class]).inc();
     }
 
+    /// A limit has refused or slowed a user.
+    pub(crate) fn limited(&self, limit: &str) {
+        self.limited.with_label_values(&[limit]).inc();
+    }
+
     pub(crate) fn took(&self, elapsed: Duration) {
         self.answer_seconds.observe(elapsed.as_secs_f64());
     }
 
-    /// Says so in the log at the 1st, 2nd, 4th, 8th … loss.
+    /// Logged at the 1st, 2nd, 4th, 8th … loss.
     pub(crate) fn audit_dropped(&self) {
         self.audit_dropped.inc();
         let lost = self.audit_dropped.get();
@@ -139,8 +165,7 @@ impl Metrics {
         }
     }
 
-    #[cfg(test)]
-    pub(crate) fn audit_drops(&self) -> u64 {
+    pub(crate) fn audit_lost(&self) -> u64 {
         self.audit_dropped.get()
     }
 }
@@ -149,22 +174,6 @@ impl Metrics {
 impl Default for Metrics {
     fn default() -> Self {
         Self::make().expect("the names and buckets are constants")
-    }
-}
-
-/// Counts one while it lives.
-pub(crate) struct Held(IntGauge);
-
-impl Held {
-    pub(crate) fn new(gauge: &IntGauge) -> Self {
-        gauge.inc();
-        Self(gauge.clone())
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        self.0.dec();
     }
 }
 

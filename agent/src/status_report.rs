@@ -1,50 +1,60 @@
-//! What the agent tells the relay of its cluster, for `throwline clusters`.
+//! The state of the cluster, which the agent reports to its relays for `throwline clusters`.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use throwline_tunnel::proto::messages::AgentStatus;
+use throwline_ops::{LogThrottle, ReadinessGuard};
+use throwline_tunnel::proto::messages::{AgentStatus, Impersonation};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::agent::Agent;
-use crate::said::Said;
-use crate::upstream::rights;
+use crate::request::{ApiServer, ProbeReason};
+use crate::upstream::impersonation::Rights;
+use crate::upstream::{Error, api, self_access_review};
 
-/// Longest text that is sent along; the control message is capped at 4 KiB.
+/// Longest text that is sent; the control message is capped at 4 KiB.
 const MESSAGE_MAX: usize = 512;
+/// Rights that are in order are read again after so many rounds.
+const RIGHTS_EVERY: u32 = 5;
 
-/// Asks the API server for its version now and then; the channel changes only when the answer does.
-pub(crate) async fn watch(agent: Arc<Agent>, every: Duration, report: watch::Sender<AgentStatus>) {
-    let mut said = Said::default();
-    let mut missing: Option<Vec<String>> = None;
-    loop {
-        let upstream = agent.gateway.upstream();
-        let now = match rights::version(upstream).await {
+/// Requests the API server's version at an interval, and whether the agent may act for users; the channel
+/// changes only when the answer does. `readiness` holds while the API server answers.
+pub(crate) async fn watch(
+    api_server: Arc<ApiServer>,
+    needs_extra: bool,
+    every: Duration,
+    report: watch::Sender<AgentStatus>,
+    readiness: ReadinessGuard,
+) {
+    let mut throttle = LogThrottle::default();
+    let mut known: Option<Rights> = None;
+    let mut version_before = String::new();
+    for round in 0_u32.. {
+        let now = match api::version(api_server.upstream()).await {
             Ok(version) => {
-                if missing.is_none() {
-                    missing = rights::missing(upstream).await.ok();
-                    if let Some(missing) = missing.as_ref().filter(|missing| !missing.is_empty()) {
-                        rights::warn(missing);
-                    }
+                if version != version_before {
+                    // The rights that it supports may have changed, too.
+                    known = None;
                 }
-                if said.recovered() {
+                let is_well = known.as_ref().is_some_and(|known| {
+                    known.missing.is_empty() && known.how != Impersonation::Both
+                });
+                if !is_well || round.is_multiple_of(RIGHTS_EVERY) {
+                    known = read_rights(&api_server, needs_extra, known).await;
+                }
+                if throttle.recovered() {
                     tracing::info!(version, "the API server answers again");
                 }
-                let lacks = missing.as_ref().filter(|missing| !missing.is_empty());
-                let message = lacks
-                    .map(|missing| format!("the agent may not impersonate {}", missing.join(", ")));
-                status(version, true, message.unwrap_or_default())
+                readiness.ready();
+                version_before.clone_from(&version);
+                status(version, known.as_ref())
             }
             Err(error) => {
-                if let Some(silent) = said.say("api-server", Instant::now()) {
+                if let Some(silent) = throttle.admit("api-server", Instant::now()) {
                     tracing::warn!(%error, silent, "the API server does not answer the agent");
                 }
-                status(
-                    report.borrow().kubernetes_version.clone(),
-                    false,
-                    error.to_string(),
-                )
+                readiness.not_ready(error.to_string());
+                unreachable(version_before.clone(), known.as_ref(), &error)
             }
         };
         let reachable = now.api_server_reachable;
@@ -53,25 +63,62 @@ pub(crate) async fn watch(agent: Arc<Agent>, every: Duration, report: watch::Sen
             *last = now;
             changed
         });
-        tokio::time::sleep(if reachable { every } else { every / 6 }).await;
+        tokio::select! {
+            () = tokio::time::sleep(if reachable { every } else { every / 6 }) => {}
+            reason = api_server.probe_triggered() => if reason == ProbeReason::Rights {
+                known = None;
+            },
+        }
     }
 }
 
-fn status(
-    kubernetes_version: String,
-    api_server_reachable: bool,
-    mut message: String,
-) -> AgentStatus {
+/// The rights of now, or the last known ones; a change is logged.
+async fn read_rights(
+    api_server: &ApiServer,
+    needs_extra: bool,
+    before: Option<Rights>,
+) -> Option<Rights> {
+    let upstream = api_server.upstream();
+    match self_access_review::rights(upstream, needs_extra, before.as_ref()).await {
+        Ok(now) => {
+            if before.as_ref() != Some(&now) {
+                now.log();
+            }
+            Some(now)
+        }
+        Err(error) => {
+            tracing::debug!(%error, "the agent's rights cannot be read");
+            before
+        }
+    }
+}
+
+fn status(kubernetes_version: String, rights: Option<&Rights>) -> AgentStatus {
+    AgentStatus {
+        kubernetes_version,
+        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        api_server_reachable: true,
+        message: cut(rights.map(Rights::message).unwrap_or_default()),
+        impersonation: rights
+            .map_or(Impersonation::Unspecified, |rights| rights.how)
+            .into(),
+    }
+}
+
+fn unreachable(version: String, rights: Option<&Rights>, error: &Error) -> AgentStatus {
+    AgentStatus {
+        api_server_reachable: false,
+        message: cut(error.to_string()),
+        ..status(version, rights)
+    }
+}
+
+fn cut(mut message: String) -> String {
     if message.len() > MESSAGE_MAX {
         let cut = (0..=MESSAGE_MAX)
             .rev()
             .find(|at| message.is_char_boundary(*at));
         message.truncate(cut.unwrap_or(0));
     }
-    AgentStatus {
-        kubernetes_version,
-        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
-        api_server_reachable,
-        message,
-    }
+    message
 }

@@ -11,20 +11,26 @@
 use std::hint::black_box;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use criterion::measurement::WallTime;
 use criterion::{
-    BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main,
+    BatchSize, BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main,
 };
+use rustls::pki_types::{PrivatePkcs8KeyDer, ServerName};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{ClientConfig, NamedGroup, RootCertStore, ServerConfig};
+use throwline_local_proxy::kubeconfig::{self, Entry, Files, Owner};
 use throwline_tunnel::carrier::{self, AcceptConfig, Connection, DialConfig, Prover};
-use throwline_tunnel::line::{self, Line};
+use throwline_tunnel::line::{self, Line, LineBudgets};
 use throwline_tunnel::proto::messages::{LineHello, LineKind, Open, Role, StreamReply};
 use throwline_tunnel::splice::{self, Meter};
 use throwline_tunnel::{mux, ws};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
 use tokio::runtime::Runtime;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tokio_util::compat::{FuturesAsyncReadCompatExt, FuturesAsyncWriteCompatExt};
 
 /// What passes in one iteration of a bulk figure.
@@ -154,7 +160,10 @@ async fn lines() -> (Line<DuplexStream>, Line<DuplexStream>) {
     let (a, b) = tokio::io::duplex(PIPE);
     let resumable = Duration::from_secs(120);
     let hello = LineHello::new([9; 16], resumable);
-    let (opened, accepted) = tokio::join!(line::connect(a, hello), line::accept(b, resumable));
+    let (opened, accepted) = tokio::join!(
+        line::connect(a, hello, LineBudgets::default()),
+        line::accept(b, resumable, LineBudgets::default())
+    );
     (opened.unwrap(), accepted.unwrap().into_new().unwrap())
 }
 
@@ -244,5 +253,111 @@ fn multiplexer(criterion: &mut Criterion) {
     });
 }
 
-criterion_group!(pieces, splicing, line, websocket, multiplexer);
+/// Both ends of a handshake with certificates on both sides, as a session's, by one key exchange.
+fn handshakers(group: NamedGroup) -> (TlsConnector, TlsAcceptor) {
+    let mut provider = Arc::unwrap_or_clone(throwline_certs::tls::provider());
+    provider.kx_groups.retain(|each| each.name() == group);
+    let provider = Arc::new(provider);
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let chain = || vec![made.cert.der().clone()];
+    let key = || PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()).into();
+    let mut roots = RootCertStore::empty();
+    roots.add(made.cert.der().clone()).unwrap();
+    let roots = Arc::new(roots);
+    let verifier =
+        WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider))
+            .build()
+            .unwrap();
+    let mut server = ServerConfig::builder_with_provider(Arc::clone(&provider))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(chain(), key())
+        .unwrap();
+    server.send_tls13_tickets = 0;
+    let mut client = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_client_auth_cert(chain(), key())
+        .unwrap();
+    client.resumption = rustls::client::Resumption::disabled();
+    (Arc::new(client).into(), Arc::new(server).into())
+}
+
+/// What X25519MLKEM768, our key exchange, costs beside the one before it.
+fn handshake(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("handshake");
+    let runtime = one_thread();
+    group.throughput(Throughput::Elements(1));
+    for kx in [NamedGroup::X25519, NamedGroup::X25519MLKEM768] {
+        let (connector, acceptor) = handshakers(kx);
+        let name = ServerName::try_from("localhost").unwrap();
+        group.bench_function(format!("{kx:?}"), |bencher| {
+            bencher.iter_custom(|iterations| {
+                runtime.block_on(async {
+                    let began = Instant::now();
+                    for _ in 0..iterations {
+                        let (near, far) = tokio::io::duplex(PIPE);
+                        let (near, far) = tokio::join!(
+                            connector.connect(name.clone(), near),
+                            acceptor.accept(far)
+                        );
+                        black_box((near.unwrap(), far.unwrap()));
+                    }
+                    began.elapsed()
+                })
+            });
+        });
+    }
+}
+
+/// Clusters as a relay lists them, merged into a kubeconfig: into a new file, and into one that has them all.
+/// Both with the files read, locked, checked and written.
+fn kubeconfig_merge(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("kubeconfig merge");
+    group.sample_size(10);
+    let owner = Owner {
+        relay: "https://relay.example.com/".to_owned(),
+        user: "dana".to_owned(),
+    };
+    let go_on = AtomicBool::new(false);
+    for count in [100_usize, 1_000, 10_000] {
+        let entries: Vec<_> = (0..count)
+            .map(|at| Entry {
+                name: format!("cluster-{at}"),
+                server: format!("https://127.0.0.1:47611/clusters/cluster-{at}"),
+                certificate_authority: "/state/loopback-ca.pem".into(),
+                client_certificate: "/state/loopback-client.pem".into(),
+                client_key: "/state/loopback-client-key.pem".into(),
+            })
+            .collect();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config");
+        let files = Files::one(&path);
+        let merge = || kubeconfig::write(&files, &owner, &entries, false, &go_on).unwrap();
+        group.throughput(Throughput::Elements(count as u64));
+        group.bench_function(BenchmarkId::new("new file", count), |bencher| {
+            bencher.iter_batched(
+                || drop(std::fs::remove_file(&path)),
+                |()| black_box(merge()),
+                BatchSize::PerIteration,
+            );
+        });
+        merge();
+        group.bench_function(BenchmarkId::new("nothing to change", count), |bencher| {
+            bencher.iter(|| black_box(merge()));
+        });
+    }
+}
+
+criterion_group!(
+    pieces,
+    splicing,
+    line,
+    websocket,
+    multiplexer,
+    handshake,
+    kubeconfig_merge
+);
 criterion_main!(pieces);

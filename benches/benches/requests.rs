@@ -8,6 +8,7 @@
 )]
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -17,7 +18,8 @@ use http_body_util::{BodyExt, Empty};
 use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
 use throwline_agent::{Audit, ClusterAccess};
-use throwline_certs::authority::{Authority, Subject};
+use throwline_authority::{Authority, Subject};
+use throwline_certs::tls::Trust;
 use throwline_demo_cluster::{DemoCluster, Options};
 use throwline_e2e::client::Target;
 use throwline_e2e::eventually;
@@ -72,15 +74,17 @@ async fn start() -> Parts {
     tokio::spawn(throwline_relay::run(
         listener,
         None,
-        authority,
+        Arc::new(authority),
         config,
         part(),
     ));
 
-    throwline_agent::enrol(&agent, &at("agent"), None, &Proxies::none())
+    let access = ClusterAccess::Kubeconfig(at("cluster.kubeconfig"));
+    let uid = throwline_agent::cluster_uid(access.clone()).await.unwrap();
+    let (trust, proxies) = (Trust::default(), Proxies::none());
+    throwline_agent::enrol(&agent, &at("agent"), &uid, trust, &proxies)
         .await
         .unwrap();
-    let access = ClusterAccess::Kubeconfig(at("cluster.kubeconfig"));
     let mut config = throwline_agent::Config::load(&at("agent"), access).unwrap();
     config.audit = Audit::Off;
     tokio::spawn(throwline_agent::run(config, None, part()));
@@ -93,7 +97,7 @@ async fn start() -> Parts {
     config.clusters = vec![CLUSTER.to_owned()];
     config.port = Some(0);
     let kubeconfig = at("kubeconfig");
-    config.kubeconfig = Some(kubeconfig.clone());
+    config.kubeconfig = Some(throwline_local_proxy::kubeconfig::Files::one(&kubeconfig));
     let (ready, is_ready) = oneshot::channel();
     tokio::spawn(throwline_local_proxy::run(config, ready, part()));
     is_ready.await.unwrap();

@@ -15,7 +15,7 @@ use hyper_util::rt::TokioIo;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{CipherSuite, RootCertStore};
+use rustls::{CipherSuite, NamedGroup, RootCertStore};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -24,12 +24,15 @@ use tokio_rustls::client::TlsStream;
 const ALPN: &[u8] = b"http/1.1";
 
 /// The cryptography of client and upstream, the same on every way: what we choose for ourselves
-/// must not change what we are measured by.
+/// must not change what we are measured by. Its key exchange is kubectl's and the API server's.
 pub(crate) fn yardstick() -> Arc<CryptoProvider> {
     let mut provider = aws_lc_rs::default_provider();
     provider
         .cipher_suites
         .sort_by_key(|suite| suite.suite() != CipherSuite::TLS13_AES_128_GCM_SHA256);
+    provider
+        .kx_groups
+        .sort_by_key(|group| group.name() != NamedGroup::X25519MLKEM768);
     Arc::new(provider)
 }
 
@@ -56,7 +59,7 @@ impl Target {
         Ok(Self::new(addr, String::new(), tls))
     }
 
-    /// As a kubeconfig says it.
+    /// As a kubeconfig has it.
     pub(crate) fn of(context: &throwline_e2e::client::Target) -> anyhow::Result<Self> {
         let tls = context.tls_with(yardstick(), &[ALPN])?;
         Ok(Self::new(
@@ -96,7 +99,7 @@ impl Target {
         })
     }
 
-    /// An upgraded request, as exec sends it: a line of its own.
+    /// An upgraded request, as exec sends it, on a separate line.
     pub(crate) async fn upgrade(&self) -> anyhow::Result<Echo> {
         let mut stream = self.secure().await?;
         let path = "/api/v1/namespaces/default/pods/p/exec?command=cat&stdin=true";
@@ -182,7 +185,7 @@ impl Connection {
         Ok(response.into_body())
     }
 
-    /// One POST of `body`; how long until the upstream said that it has all of it.
+    /// One POST of `body`; how long until the upstream acknowledged all of it.
     pub(crate) async fn post(&mut self, body: Bytes) -> anyhow::Result<Duration> {
         let size = body.len();
         let started = Instant::now();

@@ -2,7 +2,7 @@
 //!
 //! It models, for each connection apart:
 //!
-//! - **latency**: a byte comes out half a round trip after it went in, either way;
+//! - **latency**: a byte leaves half a round trip after it arrived, either way;
 //! - **connecting**: the dialer's first byte leaves after one round trip (SYN, SYN-ACK), and the
 //!   far end sees the connection after one and a half;
 //! - **a window**: at most so many bytes are on their way, or delivered and not yet known to be.
@@ -12,11 +12,11 @@
 //!   halves towards ten segments for each retransmission timeout of idleness (RFC 2861).
 //!
 //! It models no loss, no jitter, no reordering, no limit of bandwidth but the window's, and no
-//! queue that others fill: so it flatters whoever sends much at once over one connection, which
-//! is the direct way, and says nothing about congestion.
+//! queue that others fill. So it favours a sender of much data over one connection, which is the
+//! direct way, and does not measure congestion.
 //!
 //! Each direction has two blocking threads, since a thread sleeps to within 0.1 ms and a timer of
-//! the runtime to within one or two. What comes late is due to a busy machine.
+//! the runtime to within one or two. A later delivery is due to a busy machine.
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
@@ -61,7 +61,7 @@ fn connection(near: TcpStream, to: SocketAddr, round_trip: Duration) -> io::Resu
     let far = TcpStream::connect(to)?;
     far.set_nodelay(true)?;
     let (near_too, far_too) = (near.try_clone()?, far.try_clone()?);
-    // What the dialer has said by now left after one round trip, and is there.
+    // What the dialer has sent by now left after one round trip, and is there.
     let left = began + round_trip;
     let out = std::thread::spawn(move || direction(near, far, round_trip, Some(left)));
     direction(far_too, near_too, round_trip, None)?;
@@ -130,7 +130,7 @@ fn send(
             return Ok(());
         }
         let now = Instant::now();
-        // Said while the connection was being made, or after.
+        // Sent while the connection was being made, or after.
         let left = match said_before.take() {
             Some(left) => left.max(now - round_trip / 2),
             None => now,
@@ -213,7 +213,7 @@ impl Flight {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until something may be sent, and says how much; `None` when nobody takes it.
+    /// Waits until something may be sent, and returns how much; `None` without a receiver.
     fn room(&self) -> Option<u64> {
         let mut state = self.lock();
         loop {
@@ -303,7 +303,7 @@ impl Window {
         self.in_flight
     }
 
-    /// `flight`: how much was in flight when these were sent. A window that nobody fills, then or
+    /// `flight`: how much was in flight when these were sent. A window that is not filled, then or
     /// since, does not grow.
     fn acknowledged(&mut self, bytes: u64, flight: u64) {
         let used = flight.max(self.in_flight);
@@ -389,7 +389,7 @@ mod tests {
         assert_eq!(window.room(began + ROUND_TRIP * 100), FIRST);
     }
 
-    /// Only what a busy machine cannot break: nothing comes early.
+    /// Only what a busy machine cannot break: nothing arrives early.
     #[test]
     fn nothing_comes_early_and_all_of_it_comes() {
         let far = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -47,7 +47,7 @@ struct Carriers {
 }
 
 async fn carriers(agents: usize) -> anyhow::Result<Carriers> {
-    let dir = throwline_e2e::world::private_dir()?;
+    let dir = throwline_e2e::environment::private_dir()?;
     let relay = Relay::start(dir.path(), &[]).await?;
     println!("enrolling {agents} agents");
     let mut enrolled = Enrolled::at(&relay, None, agents).await?;
@@ -73,7 +73,7 @@ async fn carriers(agents: usize) -> anyhow::Result<Carriers> {
     })
 }
 
-/// In batches, so that a relay's limits hold nobody up.
+/// In batches, so that a relay's limits delay none of them.
 pub(crate) async fn connect(
     simulated: &mut Simulated,
     mut enrolled: Enrolled,
@@ -165,7 +165,7 @@ async fn lines(count: usize) -> anyhow::Result<String> {
     Ok(text)
 }
 
-/// Idle agents in this process, for whoever counts what a relay holds for them. Prints a line when
+/// Idle agents in this process, while the caller counts what a relay holds for them. Prints a line when
 /// all of them are connected, and runs until it is stopped.
 pub(crate) async fn agents(
     state: &std::path::Path,

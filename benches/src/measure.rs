@@ -14,11 +14,11 @@ use crate::ways::{Route, Side, Way};
 /// How much each measurement does.
 #[derive(Debug)]
 pub(crate) struct Sizes {
-    /// Rounds, unless told otherwise.
+    /// Default number of rounds.
     pub(crate) rounds: usize,
     /// Small requests on a kept connection.
     kept: usize,
-    /// The same, each on a connection of its own.
+    /// The same, each on a new connection.
     fresh: usize,
     /// Bytes; a GiB, so that a peak of memory is one of a GiB.
     download: u64,
@@ -173,7 +173,7 @@ impl Measurement {
             Self::FarRequests => far_requests(far, sizes.far_requests).await,
             Self::FarRested => far_rested(far, sizes.far_rest).await,
             Self::FarDownload => {
-                // On a connection of its own: that of a `kubectl cp`.
+                // On a separate connection: that of a `kubectl cp`.
                 let took = far.connect().await?.get(sizes.far_download).await?;
                 let rate = megabytes_a_second(sizes.far_download, took);
                 Ok(vec![(Row::FarDownload, rate)])
@@ -214,7 +214,7 @@ async fn fresh(target: &Target, count: usize) -> anyhow::Result<Found> {
     Ok(vec![(Row::Fresh, percentile(&mut times, 50) * 1e6)])
 }
 
-/// One small request each on a connection of its own, its handshakes counted.
+/// One small request each on a new connection, its handshakes counted.
 async fn connecting(target: &Target, count: usize) -> anyhow::Result<Vec<Duration>> {
     let mut times = Vec::with_capacity(count);
     for _ in 0..count {

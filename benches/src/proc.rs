@@ -1,4 +1,4 @@
-//! What the kernel says of processes, with all that they have started.
+//! The kernel's figures about processes, with all that they have started.
 
 use std::collections::HashMap;
 
@@ -52,7 +52,7 @@ pub(crate) fn peak_kib(pid: u32) -> f64 {
     status(pid, "VmHWM:")
 }
 
-/// Lets the peak begin anew. Without the right to, it is that of the whole life.
+/// Resets the peak. Without the right to, it is that of the whole life.
 pub(crate) fn forget_peak(pid: u32) {
     let _ = std::fs::write(format!("/proc/{pid}/clear_refs"), "5");
 }

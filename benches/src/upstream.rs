@@ -1,5 +1,5 @@
 //! The upstream of every measurement: a small HTTPS server that stands where an API server
-//! would, in a process of its own so that its work is not counted as the tunnel's.
+//! would, in a separate process so that its work is not counted as the tunnel's.
 //!
 //! `/bytes/N` is N bytes, `/upload` the number of bytes that came, and an upgraded request is an
 //! echo, as `kubectl exec -i -- cat` would be.
@@ -106,7 +106,7 @@ async fn answer(request: Request<Incoming>) -> Result<Response<Answer>, Infallib
     Ok(answer)
 }
 
-/// Switches, and sends back whatever comes.
+/// Switches, and sends back whatever it receives.
 fn echo(request: Request<Incoming>, protocol: HeaderValue) -> Response<Answer> {
     tokio::spawn(async move {
         let Ok(upgraded) = hyper::upgrade::on(request).await else {

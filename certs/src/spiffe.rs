@@ -1,15 +1,20 @@
 //! Names: `spiffe://DOMAIN/cluster/NAME`, `/user/NAME`, `/relay/INSTANCE`.
 //!
 //! Parsing is strict and printing is its inverse: a name has exactly one spelling, so that names
-//! can be compared as strings in routes, grants and logs.
+//! can be compared as strings in routes, grants and logs. A user's name may hold what identity providers
+//! put into names (`https://idp/realm#dana`, `CORP\dana`); in the URI it is one segment, in which every byte
+//! but letters, digits and `. _ - @ :` is percent-encoded with upper-case digits (RFC 3986, section 2.1).
 
-use std::{fmt, str::FromStr};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+use std::{borrow::Cow, fmt, str::FromStr};
 use url::{Host, Url};
 
 /// RFC 1123, and what a Kubernetes label holds.
 const MAX_CLUSTER: usize = 63;
-/// Long enough for an e-mail address of a large organisation.
-const MAX_USER: usize = 128;
+/// Bytes of UTF-8: long enough for an ARN of a role's session.
+const MAX_USER: usize = 192;
+/// The same in the URI, whose length counts against the headers of a carrier.
+const MAX_USER_ENCODED: usize = 384;
 /// The SPIFFE specification's limit.
 const MAX_DOMAIN: usize = 255;
 /// Both bounds keep a user's certificate small enough for an HTTP header: 1 KiB of names in 64
@@ -29,8 +34,11 @@ pub struct TrustDomain(String);
 /// What kind of part a name belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
+    /// The agent of a cluster.
     Cluster,
+    /// A user of the local proxy.
     User,
+    /// One instance of a relay.
     Relay,
 }
 
@@ -44,6 +52,9 @@ pub struct SpiffeId {
 
 impl TrustDomain {
     /// The host of the relay's public URL, in the characters that SPIFFE allows.
+    ///
+    /// # Errors
+    /// The host is not a valid trust domain.
     pub fn from_url(url: &Url) -> Result<Self, NameError> {
         match url.host() {
             Some(Host::Domain(name)) => name.trim_end_matches('.').parse(),
@@ -56,6 +67,7 @@ impl TrustDomain {
         }
     }
 
+    /// The domain as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -82,6 +94,7 @@ impl FromStr for TrustDomain {
 }
 
 impl Kind {
+    /// The word in the path of the id.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Cluster => "cluster",
@@ -111,6 +124,10 @@ impl FromStr for Kind {
 }
 
 impl SpiffeId {
+    /// The id `spiffe://DOMAIN/KIND/NAME`.
+    ///
+    /// # Errors
+    /// The name is not valid for this kind.
     pub fn new(domain: TrustDomain, kind: Kind, name: &str) -> Result<Self, NameError> {
         match kind {
             Kind::User => check_user_name(name)?,
@@ -123,14 +140,17 @@ impl SpiffeId {
         })
     }
 
+    /// The trust domain.
     pub fn domain(&self) -> &TrustDomain {
         &self.domain
     }
 
+    /// The kind.
     pub fn kind(&self) -> Kind {
         self.kind
     }
 
+    /// The name, decoded.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -138,7 +158,8 @@ impl SpiffeId {
 
 impl fmt::Display for SpiffeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "spiffe://{}/{}/{}", self.domain, self.kind, self.name)
+        let name = utf8_percent_encode(&self.name, ENCODED);
+        write!(f, "spiffe://{}/{}/{name}", self.domain, self.kind)
     }
 }
 
@@ -156,40 +177,107 @@ impl FromStr for SpiffeId {
                 "{text:?} is not of the form spiffe://DOMAIN/KIND/NAME"
             )));
         };
-        Self::new(domain.parse()?, kind.parse()?, name)
+        let kind = kind.parse()?;
+        // Only users' names are percent-encoded; for the others the check of the name rejects the
+        // `%`.
+        let id = match (kind, decode(name)) {
+            (Kind::User, Some(name)) => Self::new(domain.parse()?, kind, &name)?,
+            _ => Self::new(domain.parse()?, kind, name)?,
+        };
+        // Claims, logs and tables compare identities as text, so each has one spelling.
+        if id.to_string() != text {
+            return Err(NameError(format!(
+                "{text:?} is not spelled as it would be printed, which is {:?}",
+                id.to_string()
+            )));
+        }
+        Ok(id)
     }
 }
 
+/// What of a name does not stand for itself in the URI.
+const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'-')
+    .remove(b'@')
+    .remove(b':');
+
+/// `None` for what is not UTF-8. A broken escape stays as it is, and is then spelled in another way.
+fn decode(segment: &str) -> Option<Cow<'_, str>> {
+    percent_decode_str(segment).decode_utf8().ok()
+}
+
 /// A DNS label of RFC 1123: 1 to 63 of a-z, 0-9 and '-', beginning and ending without '-'.
+///
+/// # Errors
+/// The rule that `name` breaks.
 pub fn check_cluster_name(name: &str) -> Result<(), NameError> {
     check_label(Kind::Cluster, name)
 }
 
 /// The same for a relay's instance.
+///
+/// # Errors
+/// The rule that `name` breaks.
 pub fn check_relay_instance(name: &str) -> Result<(), NameError> {
     check_label(Kind::Relay, name)
 }
 
-/// 1 to 128 of A-Z, a-z, 0-9, '.', '_', '-', '@' and ':', beginning with a letter or digit.
+/// 1 to 192 bytes of UTF-8, at most 384 once percent-encoded, without control characters, characters that
+/// cannot be seen or that change the direction of what follows, and white space but single spaces within.
+/// It does not begin with `-`, and is not `.` or `..`.
 ///
-/// The colon is there because the user of a cluster may be called `system:admin`.
+/// Names are compared byte by byte, as Kubernetes compares them: `é` has two spellings in Unicode, which
+/// are two names.
+///
+/// # Errors
+/// The rule that `name` breaks.
 pub fn check_user_name(name: &str) -> Result<(), NameError> {
-    let allowed =
-        |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-' | b'@' | b':');
-    let begins_well = name
-        .bytes()
-        .next()
-        .is_some_and(|byte| byte.is_ascii_alphanumeric());
-    if begins_well && name.len() <= MAX_USER && name.bytes().all(allowed) {
-        return Ok(());
+    let bad = |why: &str| Err(NameError(format!("{name:?} is not a user's name: {why}")));
+    if name.is_empty() {
+        return bad("it is empty");
     }
-    Err(NameError(format!(
-        "{name:?} is not a user's name: 1 to {MAX_USER} of letters, digits and . _ - @ : \
-         that begin with a letter or digit"
-    )))
+    let encoded = utf8_percent_encode(name, ENCODED);
+    let encoded: usize = encoded.map(str::len).sum();
+    if name.len() > MAX_USER || encoded > MAX_USER_ENCODED {
+        return Err(NameError(format!(
+            "a user's name may have {MAX_USER} bytes, or {MAX_USER_ENCODED} percent-encoded; \
+             this one has {} and {encoded}",
+            name.len()
+        )));
+    }
+    // It would be an option on a command line, or a relative segment of the URI's path.
+    if name.starts_with('-') || name.bytes().all(|byte| byte == b'.') {
+        return bad("it begins with '-', or is all dots");
+    }
+    let is_hidden = |c: char| c.is_control() || is_invisible(c) || (c.is_whitespace() && c != ' ');
+    if name.contains(is_hidden) {
+        return bad("it holds control characters, or some that cannot be seen");
+    }
+    if name.trim() != name || name.contains("  ") {
+        return bad("it begins or ends with a space, or has two in a row");
+    }
+    Ok(())
+}
+
+/// Characters without a glyph of their own (Unicode's default-ignorable ones and the controls of writing
+/// direction), by which two names could look the same, or a line of a log be read otherwise.
+fn is_invisible(c: char) -> bool {
+    matches!(
+        c,
+        '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}'
+            | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{ffa0}'
+            | '\u{fff0}'..='\u{ffff}' | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}'
+            | '\u{e0000}'..='\u{e0fff}'
+    )
 }
 
 /// At most 64 groups, 1024 bytes in all, without control characters or commas.
+///
+/// # Errors
+/// The rule that a group breaks.
 pub fn check_groups(groups: &[String]) -> Result<(), NameError> {
     if groups.len() > MAX_GROUPS {
         return Err(NameError(format!(
@@ -235,18 +323,23 @@ mod tests {
         #[test]
         fn printing_is_the_inverse_of_parsing(
             domain in "[a-z0-9._-]{1,40}",
-            user in "[A-Za-z0-9][A-Za-z0-9._@:-]{0,60}",
+            user in "[A-Za-z0-9](.?[A-Za-z0-9/\\\\#%?@é漢]){0,20}",
             cluster in "[a-z0-9]([a-z0-9-]{0,40}[a-z0-9])?",
         ) {
             let domain: TrustDomain = domain.parse().unwrap();
             for (kind, name) in [(Kind::User, &user), (Kind::Cluster, &cluster), (Kind::Relay, &cluster)] {
-                let id = SpiffeId::new(domain.clone(), kind, name).unwrap();
-                prop_assert_eq!(id.to_string().parse::<SpiffeId>().unwrap(), id);
+                let Ok(id) = SpiffeId::new(domain.clone(), kind, name) else {
+                    prop_assert!(kind == Kind::User && check_user_name(name).is_err());
+                    continue;
+                };
+                let text = id.to_string();
+                prop_assert!(text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-@:/%".contains(&byte)), "{}", text);
+                prop_assert_eq!(text.parse::<SpiffeId>().unwrap(), id);
             }
         }
 
         #[test]
-        fn what_parses_has_one_spelling(text in "(spiffe://)?[ -~]{0,20}/(cluster|user|Cluster)/[ -~]{0,20}") {
+        fn what_parses_has_one_spelling(text in "(spiffe://)?[ -~]{0,20}/(cluster|user|Cluster)/([ -~]|%[0-9A-Fa-f]{2}){0,20}") {
             if let Ok(id) = text.parse::<SpiffeId>() {
                 prop_assert_eq!(id.to_string(), text);
             }
@@ -274,6 +367,14 @@ mod tests {
             "spiffe://d/cluster/-a",
             "spiffe://d/user/..",
             "spiffe://d/user/a%2fb",
+            "spiffe://d/user/a%61",
+            "spiffe://d/user/%2E%2E",
+            "spiffe://d/user/a%2",
+            "spiffe://d/user/a%FF",
+            "spiffe://d/user/a%00",
+            "spiffe://d/user/a/b",
+            "spiffe://d/user/é",
+            "spiffe://d/cluster/%61",
             "spiffe://d/user/a b",
             "spiffe://d/user/a\n",
             "spiffe://d:1/user/a",
@@ -284,7 +385,52 @@ mod tests {
         }
         assert!(check_cluster_name(&"a".repeat(63)).is_ok());
         assert!(check_cluster_name(&"a".repeat(64)).is_err());
-        assert!(check_user_name(&"a".repeat(129)).is_err());
+    }
+
+    #[test]
+    fn users_have_the_names_that_their_providers_give_them() {
+        for (name, segment) in [
+            ("dana@example.com", "dana@example.com"),
+            ("system:admin", "system:admin"),
+            ("https://idp/realm#dana", "https:%2F%2Fidp%2Frealm%23dana"),
+            ("CORP\\dana", "CORP%5Cdana"),
+            (
+                "arn:aws:sts::123456789012:assumed-role/Ops Team/dana",
+                "arn:aws:sts::123456789012:assumed-role%2FOps%20Team%2Fdana",
+            ),
+            ("Jörg Müller", "J%C3%B6rg%20M%C3%BCller"),
+            ("100%", "100%25"),
+            ("CN=Dana,OU=Ops", "CN%3DDana%2COU%3DOps"),
+        ] {
+            let id = SpiffeId::new("d".parse().unwrap(), Kind::User, name).unwrap();
+            assert_eq!(id.to_string(), format!("spiffe://d/user/{segment}"));
+            let back: SpiffeId = id.to_string().parse().unwrap();
+            assert_eq!(back.name(), name);
+        }
+        for bad in [
+            "",
+            " a",
+            "a ",
+            "a  b",
+            "a\tb",
+            "a\nb",
+            "a\u{a0}b",
+            "a\u{200b}",
+            "a\u{202e}b",
+            "a\u{7f}",
+            "\u{feff}a",
+            "-a",
+            ".",
+            "..",
+            "a\u{85}b",
+            "a\u{e0041}",
+        ] {
+            assert!(check_user_name(bad).is_err(), "{bad:?}");
+        }
+        assert!(check_user_name(&"a".repeat(192)).is_ok());
+        assert!(check_user_name(&"a".repeat(193)).is_err());
+        assert!(check_user_name(&"/".repeat(128)).is_ok());
+        assert!(check_user_name(&"/".repeat(129)).is_err());
     }
 
     #[test]

@@ -4,16 +4,20 @@
 //! not look at the peer's certificate again.
 
 mod peer;
+mod provider;
 mod relay;
 mod verifier;
 
-use crate::{CheckError, Error, Identity, PeerIdentity, Roots, SpiffeId, Validator, Want, files};
+use crate::{
+    CheckError, Damage, Error, ExpectedPeer, Identity, MalformedCertificate, PeerIdentity, Roots,
+    SpiffeId, Validator, files,
+};
 use rustls::{
-    ClientConfig, RootCertStore, ServerConfig, SupportedCipherSuite,
+    ClientConfig, RootCertStore, ServerConfig,
     client::Resumption,
-    crypto::{CryptoProvider, aws_lc_rs, ring},
     pki_types::{CertificateDer, ServerName, pem::PemObject},
     server::NoServerSessionStorage,
+    sign::SingleCertAndKey,
 };
 use std::{
     path::Path,
@@ -21,8 +25,9 @@ use std::{
 };
 use verifier::{ClientVerifier, ServerVerifier};
 
-pub use peer::{RelayIdentity, peer_client, peer_server};
-pub use relay::{RelayCertificate, relay_server};
+pub use peer::{CertifyError, RelayIdentity, peer_client, peer_server};
+pub use provider::{provide_to_libraries, provider};
+pub use relay::{HttpsCertificate, RelayCertificate, relay_server};
 pub use verifier::UnexpectedPeer;
 
 /// What a sealed session carries.
@@ -35,60 +40,12 @@ pub enum Alpn {
 }
 
 impl Alpn {
+    /// The protocol name on the wire.
     pub fn as_bytes(self) -> &'static [u8] {
         match self {
             Self::H2 => b"h2",
             Self::Http11 => b"http/1.1",
         }
-    }
-}
-
-/// aws-lc-rs with AES-128-GCM first: it is the fastest where there is AES in hardware, and 128
-/// bits are plenty. On a processor that does two blocks of AES at once but not four, ring's
-/// AES-GCM, which has code for it: twice as fast there.
-pub fn provider() -> Arc<CryptoProvider> {
-    static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
-    let provider = PROVIDER.get_or_init(|| Arc::new(chosen(has_two_blocks_at_most())));
-    Arc::clone(provider)
-}
-
-/// Makes [`provider`] what libraries take that ask for the process' default, as kube and sqlx do:
-/// with two in the build rustls picks none by itself, and panics. A second call changes nothing.
-pub fn provide_to_libraries() {
-    let _ = Arc::unwrap_or_clone(provider()).install_default();
-}
-
-fn chosen(is_aes_of_ring: bool) -> CryptoProvider {
-    let mut provider = aws_lc_rs::default_provider();
-    if is_aes_of_ring {
-        for suite in &mut provider.cipher_suites {
-            *suite = from_ring(*suite);
-        }
-    }
-    provider
-        .cipher_suites
-        .sort_by_key(|suite| suite.suite() != rustls::CipherSuite::TLS13_AES_128_GCM_SHA256);
-    provider
-}
-
-/// aws-lc has vector AES for AVX-512 only, which AMD's processors before Zen 4 and Intel's small
-/// ones do not have.
-fn has_two_blocks_at_most() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return is_x86_feature_detected!("avx2")
-        && is_x86_feature_detected!("vaes")
-        && is_x86_feature_detected!("vpclmulqdq")
-        && !is_x86_feature_detected!("avx512f");
-    #[cfg(not(target_arch = "x86_64"))]
-    return false;
-}
-
-fn from_ring(suite: SupportedCipherSuite) -> SupportedCipherSuite {
-    use rustls::CipherSuite::{TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384};
-    match suite.suite() {
-        TLS13_AES_128_GCM_SHA256 => ring::cipher_suite::TLS13_AES_128_GCM_SHA256,
-        TLS13_AES_256_GCM_SHA384 => ring::cipher_suite::TLS13_AES_256_GCM_SHA384,
-        _ => suite,
     }
 }
 
@@ -99,6 +56,9 @@ pub fn session_name() -> ServerName<'static> {
 }
 
 /// The user's end of a sealed session with the cluster `expect`.
+///
+/// # Errors
+/// rustls rejects the configuration.
 pub fn session_client(
     identity: &Identity,
     validator: &Validator,
@@ -106,16 +66,14 @@ pub fn session_client(
     alpn: Alpn,
 ) -> Result<Arc<ClientConfig>, Error> {
     let mut config = ClientConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(crypto)?
+        .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(ServerVerifier {
             validator: validator.clone(),
-            want: Want::SESSION_CLUSTER,
+            expected: ExpectedPeer::SESSION_CLUSTER,
             expect,
         }))
-        .with_client_auth_cert(identity.chain().to_vec(), identity.key_der())
-        .map_err(crypto)?;
+        .with_client_cert_resolver(single(identity));
     config.alpn_protocols = vec![alpn.as_bytes().to_vec()];
     config.resumption = Resumption::disabled();
     config.enable_sni = false;
@@ -123,19 +81,20 @@ pub fn session_client(
 }
 
 /// The cluster's end of sealed sessions with any user of the trust domain.
+///
+/// # Errors
+/// rustls rejects the configuration.
 pub fn session_server(
     identity: &Identity,
     validator: &Validator,
 ) -> Result<Arc<ServerConfig>, Error> {
     let mut config = ServerConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(crypto)?
+        .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(Arc::new(ClientVerifier {
             validator: validator.clone(),
-            want: Want::SESSION_USER,
+            expected: ExpectedPeer::SESSION_USER,
         }))
-        .with_single_cert(identity.chain().to_vec(), identity.key_der())
-        .map_err(crypto)?;
+        .with_cert_resolver(single(identity));
     config.alpn_protocols = [Alpn::H2, Alpn::Http11]
         .map(|alpn| alpn.as_bytes().to_vec())
         .into();
@@ -144,24 +103,51 @@ pub fn session_server(
 }
 
 /// Reads a chain that the handshake has already checked.
+///
+/// # Errors
+/// The leaf is missing or malformed.
 pub fn peer_of(chain: &[CertificateDer<'_>]) -> Result<PeerIdentity, CheckError> {
     let leaf = chain
         .first()
-        .ok_or_else(|| CheckError::Malformed("there is none".to_owned()))?;
+        .ok_or(CheckError::Malformed(MalformedCertificate::Missing))?;
     crate::validator::read(leaf)
 }
 
-/// A client towards relays: trusts the authority's CA, the system's store, and `extra_ca` (PEM).
+/// CAs that are trusted for a relay's certificate beside the authority's own: none by default, so that
+/// an intermediary that terminates TLS (a balancer, a proxy that inspects it) has to be named.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Trust<'a> {
+    /// A PEM file of CAs.
+    pub ca_file: Option<&'a Path>,
+    /// The system's store of public CAs, and of those that an administrator put there.
+    pub system: bool,
+}
+
+impl Trust<'_> {
+    pub(crate) fn roots(self) -> Result<RootCertStore, Error> {
+        let mut store = if self.system {
+            system_roots()
+        } else {
+            RootCertStore::empty()
+        };
+        add_file(&mut store, self.ca_file)?;
+        Ok(store)
+    }
+}
+
+/// A client towards relays: trusts the authority's CA, and `trust`.
 ///
 /// TLS 1.2 is possible because a balancer, which is not ours, may end it.
-pub fn carrier_client(roots: &Roots, extra_ca: Option<&Path>) -> Result<Arc<ClientConfig>, Error> {
-    let mut store = public_roots(extra_ca)?;
+///
+/// # Errors
+/// A file of CAs cannot be used.
+pub fn carrier_client(roots: &Roots, trust: Trust<'_>) -> Result<Arc<ClientConfig>, Error> {
+    let mut store = trust.roots()?;
     for certificate in roots.certificates() {
-        store.add(certificate.clone()).map_err(crypto)?;
+        store.add(certificate.clone())?;
     }
     let mut config = ClientConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()
-        .map_err(crypto)?
+        .with_safe_default_protocol_versions()?
         .with_root_certificates(store)
         .with_no_client_auth();
     config.alpn_protocols = vec![Alpn::Http11.as_bytes().to_vec()];
@@ -170,18 +156,22 @@ pub fn carrier_client(roots: &Roots, extra_ca: Option<&Path>) -> Result<Arc<Clie
 
 /// A client towards an outbound proxy that speaks TLS: trusts the system's store and `extra_ca`
 /// (PEM). The authority's own CA is for relays and not for proxies.
+///
+/// # Errors
+/// The file of CAs cannot be used.
 pub fn proxy_client(extra_ca: Option<&Path>) -> Result<Arc<ClientConfig>, Error> {
+    let mut store = system_roots();
+    add_file(&mut store, extra_ca)?;
     let mut config = ClientConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()
-        .map_err(crypto)?
-        .with_root_certificates(public_roots(extra_ca)?)
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(store)
         .with_no_client_auth();
     config.alpn_protocols = vec![Alpn::Http11.as_bytes().to_vec()];
     Ok(Arc::new(config))
 }
 
-/// The system's store, read once a process, and the certificates of `extra_ca`, read each time.
-pub(crate) fn public_roots(extra_ca: Option<&Path>) -> Result<RootCertStore, Error> {
+/// The system's store, read once a process.
+fn system_roots() -> RootCertStore {
     static SYSTEM: OnceLock<RootCertStore> = OnceLock::new();
     let system = SYSTEM.get_or_init(|| {
         let found = rustls_native_certs::load_native_certs();
@@ -193,46 +183,50 @@ pub(crate) fn public_roots(extra_ca: Option<&Path>) -> Result<RootCertStore, Err
         store.add_parsable_certificates(found.certs);
         store
     });
-    let mut store = system.clone();
-    if let Some(path) = extra_ca {
-        for certificate in read_certificates(path)? {
-            store
-                .add(certificate)
-                .map_err(|error| unusable(path, error.to_string()))?;
-        }
-    }
-    Ok(store)
+    system.clone()
 }
 
-/// The certificates of a PEM file that somebody else made.
+/// The certificates of a file, read each time.
+fn add_file(store: &mut RootCertStore, file: Option<&Path>) -> Result<(), Error> {
+    let Some(path) = file else { return Ok(()) };
+    for certificate in read_certificates(path)? {
+        store
+            .add(certificate)
+            .map_err(|error| unusable(path, error.into()))?;
+    }
+    Ok(())
+}
+
+/// The certificates of a PEM file that an operator provides.
 fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
     let pem = std::fs::read(path).map_err(|source| {
         files::failed("read the certificates in", path, source, "check the path")
     })?;
     let certificates = CertificateDer::pem_slice_iter(&pem)
         .collect::<Result<Vec<_>, _>>()
-        .map_err(|error| unusable(path, error.to_string()))?;
+        .map_err(|error| unusable(path, error.into()))?;
     if certificates.is_empty() {
-        return Err(unusable(path, "there is no certificate in it".to_owned()));
+        return Err(unusable(path, Damage::NoCertificate));
     }
     Ok(certificates)
 }
 
-fn unusable(path: &Path, what: String) -> Error {
+fn unusable(path: &Path, source: Damage) -> Error {
     Error::Corrupt {
         path: path.to_owned(),
-        what,
+        source: Box::new(source),
         hint: "give a file of certificates in PEM",
     }
+}
+
+/// The same certificate for every peer.
+fn single(identity: &Identity) -> Arc<SingleCertAndKey> {
+    Arc::new(identity.certified_key().into())
 }
 
 fn never_resume(config: &mut ServerConfig) {
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
-}
-
-fn crypto(error: rustls::Error) -> Error {
-    Error::Crypto(error.to_string())
 }
 
 #[cfg(test)]

@@ -1,20 +1,23 @@
 //! Enrolment tokens: everything a new part needs to join, in one string to paste.
 //!
 //! `tl1.` and base64url of: CA pin (32 bytes), secret (32), checksum (4), relay URL (the rest).
-//! The checksum is there for people: a cut or mistyped token is told from a wrong one.
+//! The checksum is there for people: it distinguishes a cut or mistyped token from a wrong one.
 
-use crate::sha256;
+use crate::{CryptoError, Error, RelayUrlError, check_relay_url, sha256};
+use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use std::{fmt, str::FromStr};
 use url::Url;
+use zeroize::{Zeroize, Zeroizing};
 
 const PREFIX: &str = "tl1.";
 const CHECKSUM: usize = 4;
 const HEAD: usize = 32 + 32 + CHECKSUM;
-/// A URL of 2 KiB at most; nobody pastes more.
+/// A URL of 2 KiB at most, far more than a real one has.
 const MAX_TOKEN: usize = 4096;
 
-/// A one-time secret of 256 bits.
+/// A one-time secret of 256 bits, wiped from memory when it is dropped: the private half of an Ed25519
+/// key (RFC 8032). It signs one enrolment request and never travels.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret([u8; 32]);
 
@@ -23,6 +26,7 @@ pub struct Secret([u8; 32]);
 pub struct EnrolmentToken {
     /// Where to enrol: the relay's public URL.
     pub relay: Url,
+    /// The one-time secret, from which the token's key is derived.
     pub secret: Secret,
     /// SHA-256 of the authority's CA certificate.
     pub pin: [u8; 32],
@@ -31,29 +35,50 @@ pub struct EnrolmentToken {
 /// The text is not a token.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
+    /// Without the prefix of a token.
     #[error("this is not an enrolment token: one begins with \"tl1.\"")]
     NotAToken,
+    /// Of a later version.
     #[error("this token is of a version that this program does not know: update throwline")]
     UnknownVersion,
+    /// The checksum does not match.
     #[error("the enrolment token is incomplete or mistyped: copy it again, whole")]
     Damaged,
+    /// The relay's URL is not acceptable.
     #[error("the enrolment token's relay address cannot be used: {0}")]
-    Relay(String),
+    Relay(#[from] RelayUrlError),
 }
 
 impl Secret {
+    /// A random secret.
     pub fn generate() -> Self {
         Self(rand::random())
     }
 
-    /// The form that travels in the enrolment request. Never log it.
+    /// As text. Never log it.
     pub fn expose(&self) -> String {
         BASE64_URL_SAFE_NO_PAD.encode(self.0)
     }
 
-    /// The only form in which the authority keeps it.
-    pub fn hash(&self) -> [u8; 32] {
-        sha256(&self.0)
+    /// The public half.
+    pub(crate) fn public_key(&self) -> Result<Vec<u8>, Error> {
+        Ok(self.key()?.public_key().as_ref().to_vec())
+    }
+
+    pub(crate) fn sign(&self, message: &[u8]) -> Result<Vec<u8>, Error> {
+        Ok(self.key()?.sign(message).as_ref().to_vec())
+    }
+
+    /// The only form in which the authority keeps it: SHA-256 of the public half.
+    ///
+    /// # Errors
+    /// The library for cryptography takes no key.
+    pub fn hash(&self) -> Result<[u8; 32], Error> {
+        Ok(sha256(&self.public_key()?))
+    }
+
+    fn key(&self) -> Result<Ed25519KeyPair, Error> {
+        Ed25519KeyPair::from_seed_unchecked(&self.0).map_err(|_| CryptoError::TokenKey.into())
     }
 }
 
@@ -72,6 +97,12 @@ impl FromStr for Secret {
     }
 }
 
+impl Drop for Secret {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
+}
+
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Secret(…)")
@@ -81,22 +112,23 @@ impl fmt::Debug for Secret {
 impl fmt::Display for EnrolmentToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let url = self.relay.as_str().as_bytes();
-        let mut bytes = Vec::with_capacity(HEAD + url.len());
+        let mut bytes = Zeroizing::new(Vec::with_capacity(HEAD + url.len()));
         bytes.extend(self.pin);
         bytes.extend(self.secret.0);
         bytes.extend(checksum(&self.pin, &self.secret.0, url));
         bytes.extend(url);
-        write!(f, "{PREFIX}{}", BASE64_URL_SAFE_NO_PAD.encode(bytes))
+        write!(f, "{PREFIX}{}", BASE64_URL_SAFE_NO_PAD.encode(&*bytes))
     }
 }
 
 impl FromStr for EnrolmentToken {
     type Err = TokenError;
 
-    /// White space around the token is ignored: it comes from files and from pasting.
+    /// White space around the token is ignored: files and pasting add it.
     fn from_str(text: &str) -> Result<Self, TokenError> {
         let text = text.trim();
         let Some(body) = text.strip_prefix(PREFIX) else {
+            // A token of a later version is not damaged, and needs another remedy.
             let other_version = text
                 .strip_prefix("tl")
                 .and_then(|rest| rest.split_once('.'));
@@ -109,43 +141,33 @@ impl FromStr for EnrolmentToken {
                 _ => TokenError::NotAToken,
             });
         };
+        // Bounded before the decoder allocates.
         if body.len() > MAX_TOKEN {
             return Err(TokenError::Damaged);
         }
         let bytes = BASE64_URL_SAFE_NO_PAD
             .decode(body)
+            .map(Zeroizing::new)
             .map_err(|_| TokenError::Damaged)?;
         let (pin, rest) = bytes.split_first_chunk::<32>().ok_or(TokenError::Damaged)?;
         let (secret, rest) = rest.split_first_chunk::<32>().ok_or(TokenError::Damaged)?;
         let (sum, url) = rest
             .split_first_chunk::<CHECKSUM>()
             .ok_or(TokenError::Damaged)?;
+        // A token that was cut or mistyped is reported here; the relay could only answer that it is
+        // unknown.
         if *sum != checksum(pin, secret, url) {
             return Err(TokenError::Damaged);
         }
         let url = std::str::from_utf8(url).map_err(|_| TokenError::Damaged)?;
-        let relay = Url::parse(url).map_err(|error| TokenError::Relay(error.to_string()))?;
-        check_relay_url(&relay).map_err(TokenError::Relay)?;
+        let relay = Url::parse(url).map_err(RelayUrlError::from)?;
+        check_relay_url(&relay)?;
         Ok(Self {
             relay,
             secret: Secret(*secret),
             pin: *pin,
         })
     }
-}
-
-/// A public URL of a relay is `https://` (or `http://`), a host, perhaps a port and a path.
-pub(crate) fn check_relay_url(url: &Url) -> Result<(), String> {
-    if !matches!(url.scheme(), "https" | "http") || url.host().is_none() {
-        return Err(format!("{url} is not an https:// address with a host"));
-    }
-    if !url.username().is_empty() || url.password().is_some() {
-        return Err("it holds a user name or password".to_owned());
-    }
-    if url.query().is_some() || url.fragment().is_some() {
-        return Err(format!("{url} has a query or fragment"));
-    }
-    Ok(())
 }
 
 fn checksum(pin: &[u8; 32], secret: &[u8; 32], url: &[u8]) -> [u8; CHECKSUM] {

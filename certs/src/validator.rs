@@ -1,23 +1,28 @@
 //! The one place that decides whether a certificate is good.
 //!
 //! rustls-webpki checks the path and its signatures; names, key, usages, life and revocation are
-//! checked here, because webpki knows no SPIFFE name and ignores KeyUsage.
+//! checked here, because webpki does not support SPIFFE names and ignores KeyUsage.
 
-use crate::{Kind, NameError, Roots, SpiffeId, TrustDomain, files, sha256, spiffe};
-use arc_swap::ArcSwap;
+use crate::{
+    BadName, CheckError, Kind, MalformedCertificate, PeerIdentity, Revocations, Roots, SpiffeId,
+    TrustDomain, sha256, spiffe,
+};
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
 use rustls_pki_types::{CertificateDer, UnixTime};
 use std::{
-    collections::HashSet,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
+use tokio::sync::watch;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 /// How far a certificate may lie in the future of our clock. Together with the authority's
 /// back-dating this lets clocks differ by two minutes. The end of life has no such tolerance:
-/// renewal comes long before it.
+/// a certificate is renewed long before it.
 pub const CLOCK_TOLERANCE: Duration = Duration::from_secs(60);
+
+/// How far before its issue a certificate's life begins, for clocks that are behind the authority's.
+pub const BACKDATED: Duration = Duration::from_secs(60);
 
 /// Leaf, and up to three CA certificates beside it.
 const MAX_CHAIN: usize = 4;
@@ -29,43 +34,31 @@ const PRIME256V1: &str = "1.2.840.10045.3.1.7";
 /// 0x04, x, y.
 const UNCOMPRESSED_POINT: usize = 65;
 
-/// Somebody whose certificate was checked.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PeerIdentity {
-    pub id: SpiffeId,
-    /// The groups of a user; empty for others.
-    pub groups: Vec<String>,
-    /// In lower-case hex.
-    pub serial: String,
-    pub not_before: SystemTime,
-    pub not_after: SystemTime,
-    /// SHA-256 of the certificate.
-    pub fingerprint: [u8; 32],
-    /// The point on P-256, uncompressed.
-    pub public_key: Vec<u8>,
-}
-
 /// In which role of a handshake, or of an assertion, the certificate is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Usage {
+    /// The side that opens the connection.
     Client,
+    /// The side that accepts the connection.
     Server,
 }
 
-/// Whose certificate is acceptable here.
+/// The peers whose certificates are accepted in one place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Want {
+pub struct ExpectedPeer {
+    /// The kinds of identities that are accepted.
     pub kinds: &'static [Kind],
+    /// The role that the certificate has to allow.
     pub usage: Usage,
 }
 
-impl Want {
-    /// Whoever may open a carrier on a relay's public listener.
+impl ExpectedPeer {
+    /// A dialer of a relay's public listener.
     pub const CARRIER: Self = Self {
         kinds: &[Kind::Cluster, Kind::User],
         usage: Usage::Client,
     };
-    /// Whoever may open a carrier on a relay's listener for peers.
+    /// A dialer of a relay's listener for peers.
     pub const PEER_CLIENT: Self = Self {
         kinds: &[Kind::Relay],
         usage: Usage::Client,
@@ -87,48 +80,45 @@ impl Want {
     };
 }
 
-/// Why a certificate is not good. [`Expired`](Self::Expired) and
-/// [`NotYetValid`](Self::NotYetValid) are reported only when everything else is good.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum CheckError {
-    #[error(
-        "the certificate expired at {} ({} ago by this machine's clock)",
-        files::show(*not_after), files::show_span(now.duration_since(*not_after).unwrap_or_default())
-    )]
-    Expired {
-        not_after: SystemTime,
-        now: SystemTime,
-    },
-    #[error(
-        "the certificate is valid from {} only, and this machine's clock is {} before that: \
-         one of the two clocks is wrong",
-        files::show(*not_before), files::show_span(not_before.duration_since(*now).unwrap_or_default())
-    )]
-    NotYetValid {
-        not_before: SystemTime,
-        now: SystemTime,
-    },
-    #[error("the certificate was issued by another authority")]
-    UnknownIssuer,
-    #[error("the certificate is a {0}'s, which is not expected here")]
-    WrongKind(Kind),
-    #[error("the certificate's name is not acceptable: {0}")]
-    BadName(String),
-    #[error("the certificate may not be used like this: {0}")]
-    BadUsage(&'static str),
-    #[error("the certificate {serial} was revoked")]
-    Revoked { serial: String },
-    #[error("the certificate is malformed: {0}")]
-    Malformed(String),
-}
-
-impl From<NameError> for CheckError {
-    fn from(error: NameError) -> Self {
-        Self::BadName(error.0)
-    }
-}
-
-/// Checks certificates against the authority's roots. Clones share the revoked serials.
+/// Checks certificates against the authority's roots. Clones share the list of revocations.
+///
+/// ```
+/// use std::time::SystemTime;
+///
+/// use rcgen::{CertificateParams, CertificateSigningRequestParams, Issuer, KeyPair, SanType};
+/// use throwline_certs::{CheckError, ExpectedPeer, Kind, PendingIdentity, Roots, Validator};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// // The authority of the trust domain example.com.
+/// let key = KeyPair::generate()?;
+/// let mut ca = CertificateParams::default();
+/// ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+/// ca.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
+/// ca.subject_alt_names = vec![SanType::URI("spiffe://example.com".try_into()?)];
+/// let roots = Roots::new(vec![ca.self_signed(&key)?.der().clone()])?;
+/// let issuer = Issuer::new(ca, key);
+///
+/// // A key is made where it is used; the authority sees the request only.
+/// let pending = PendingIdentity::generate()?;
+/// let mut request = CertificateSigningRequestParams::from_der(&pending.csr_der().into())?;
+/// let leaf = &mut request.params;
+/// leaf.is_ca = rcgen::IsCa::ExplicitNoCa;
+/// leaf.key_usages = vec![rcgen::KeyUsagePurpose::DigitalSignature];
+/// leaf.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+/// leaf.distinguished_name.push(rcgen::DnType::CommonName, "anna");
+/// leaf.subject_alt_names = vec![SanType::URI("spiffe://example.com/user/anna".try_into()?)];
+/// let identity = pending.complete(vec![request.signed_by(&issuer)?.der().clone()])?;
+///
+/// // The peer verifies it.
+/// let validator = Validator::new(roots.clone(), roots.trust_domain().clone());
+/// let now = SystemTime::now();
+/// let peer = validator.check(identity.chain(), ExpectedPeer::SESSION_USER, now)?;
+/// assert_eq!((peer.id.kind(), peer.id.name()), (Kind::User, "anna"));
+/// let rejected = validator.check(identity.chain(), ExpectedPeer::SESSION_CLUSTER, now);
+/// assert_eq!(rejected, Err(CheckError::WrongKind(Kind::User)));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Validator(Arc<Inner>);
 
@@ -136,79 +126,122 @@ pub struct Validator(Arc<Inner>);
 struct Inner {
     roots: Roots,
     domain: TrustDomain,
-    revoked: ArcSwap<HashSet<String>>,
+    revoked: watch::Sender<Arc<Revocations>>,
 }
 
 impl Validator {
+    /// A validator without revocations.
     pub fn new(roots: Roots, domain: TrustDomain) -> Self {
         Self(Arc::new(Inner {
             roots,
             domain,
-            revoked: ArcSwap::default(),
+            revoked: watch::Sender::default(),
         }))
     }
 
-    /// Whether `chain` (leaf first) names somebody wanted here, at `now`.
+    /// Verifies that `chain` (leaf first) is of an expected peer, and valid at `now`.
+    ///
+    /// # Errors
+    /// The first check that failed; [`CheckError::Revoked`] and the validity period come last.
     pub fn check(
         &self,
         chain: &[CertificateDer<'_>],
-        want: Want,
+        expected: ExpectedPeer,
         now: SystemTime,
     ) -> Result<PeerIdentity, CheckError> {
-        let peer = self.check_but_life(chain, want, now)?;
-        check_life(&peer, now)?;
+        let peer = self.check_ignoring_validity(chain, expected, now)?;
+        self.check_standing(&peer, now)?;
         Ok(peer)
     }
 
+    /// Whether a certificate that was checked before is still good at `now`: not revoked, and within
+    /// its life.
+    ///
+    /// # Errors
+    /// [`CheckError::Revoked`] before [`CheckError::Expired`], since a new token helps against both.
+    pub fn check_standing(&self, peer: &PeerIdentity, now: SystemTime) -> Result<(), CheckError> {
+        self.check_revoked(peer)?;
+        check_validity(peer, now)
+    }
+
+    /// The first half of [`check_standing`](Self::check_standing).
+    pub(crate) fn check_revoked(&self, peer: &PeerIdentity) -> Result<(), CheckError> {
+        if self.is_revoked(peer) {
+            Err(CheckError::Revoked {
+                serial: peer.serial.clone(),
+            })
+        } else {
+            Ok(())
+        }
+    }
+
+    /// The trust domain.
     pub fn domain(&self) -> &TrustDomain {
         &self.0.domain
     }
 
+    /// The trusted CAs.
     pub fn roots(&self) -> &Roots {
         &self.0.roots
     }
 
-    /// Replaces the set of revoked serials, here and in every clone.
-    pub fn revoke(&self, serials: HashSet<String>) {
-        self.0.revoked.store(Arc::new(serials));
+    /// Replaces the list of revocations, here and in every clone, if `newer` is of a higher version;
+    /// whether it was.
+    pub fn replace_revocations(&self, newer: Revocations) -> bool {
+        self.0.revoked.send_if_modified(|list| {
+            let is_newer = newer.version() > list.version();
+            if is_newer {
+                *list = Arc::new(newer);
+            }
+            is_newer
+        })
     }
 
-    pub fn is_revoked(&self, serial: &str) -> bool {
-        self.0.revoked.load().contains(serial)
+    /// The present list of revocations.
+    pub fn revocations(&self) -> Arc<Revocations> {
+        Arc::clone(&self.0.revoked.borrow())
     }
 
-    /// Everything except the life, for callers that have more to verify before they may say that
-    /// a certificate has expired. They must call [`check_life`] in the end.
-    pub(crate) fn check_but_life(
+    /// The list of revocations, with a notification when it is replaced.
+    pub fn subscribe(&self) -> watch::Receiver<Arc<Revocations>> {
+        self.0.revoked.subscribe()
+    }
+
+    /// Whether the list of revocations covers this certificate.
+    pub fn is_revoked(&self, peer: &PeerIdentity) -> bool {
+        self.0.revoked.borrow().covers(peer)
+    }
+
+    /// Everything except validity period and revocation, for callers that have more to verify before
+    /// they may report these. They must call [`check_standing`](Self::check_standing), or its halves,
+    /// in the end.
+    ///
+    /// # Errors
+    /// As [`check`](Self::check), without revocation and validity period.
+    pub fn check_ignoring_validity(
         &self,
         chain: &[CertificateDer<'_>],
-        want: Want,
+        expected: ExpectedPeer,
         now: SystemTime,
     ) -> Result<PeerIdentity, CheckError> {
         if chain.len() > MAX_CHAIN || chain.iter().any(|der| der.len() > MAX_CERTIFICATE) {
-            return Err(CheckError::Malformed("it is too large".to_owned()));
+            return Err(CheckError::Malformed(MalformedCertificate::TooLarge));
         }
         let [leaf, intermediates @ ..] = chain else {
-            return Err(CheckError::Malformed("there is none".to_owned()));
+            return Err(CheckError::Malformed(MalformedCertificate::Missing));
         };
         let (peer, usages) = parse(leaf)?;
-        if !want.kinds.contains(&peer.id.kind()) {
+        if !expected.kinds.contains(&peer.id.kind()) {
             return Err(CheckError::WrongKind(peer.id.kind()));
         }
         if peer.id.domain() != self.domain() {
-            return Err(CheckError::BadName(format!(
-                "{} is not of the trust domain {}",
-                peer.id,
-                self.domain()
-            )));
+            return Err(CheckError::BadName(BadName::OtherDomain {
+                id: Box::new(peer.id),
+                domain: self.domain().clone(),
+            }));
         }
-        usages.check(want.usage)?;
-        self.check_path(leaf, intermediates, &peer, want.usage, now)?;
-        if self.is_revoked(&peer.serial) {
-            return Err(CheckError::Revoked {
-                serial: peer.serial,
-            });
-        }
+        usages.check(expected.usage)?;
+        self.check_path(leaf, intermediates, &peer, expected.usage, now)?;
         Ok(peer)
     }
 
@@ -220,7 +253,7 @@ impl Validator {
         usage: Usage,
         now: SystemTime,
     ) -> Result<(), CheckError> {
-        let malformed = |error: webpki::Error| CheckError::Malformed(error.to_string());
+        let malformed = |error: webpki::Error| CheckError::Malformed(error.into());
         let end_entity = webpki::EndEntityCert::try_from(leaf).map_err(malformed)?;
         let anchors = self
             .roots()
@@ -229,7 +262,7 @@ impl Validator {
             .map(webpki::anchor_from_trusted_cert)
             .collect::<Result<Vec<_>, _>>()
             .map_err(malformed)?;
-        // The life is checked by `check_life`, with our tolerance, after all else.
+        // The life is checked by `check_validity`, with our tolerance, after all else.
         let time = now.clamp(peer.not_before, peer.not_after);
         let time = UnixTime::since_unix_epoch(time.duration_since(UNIX_EPOCH).unwrap_or_default());
         let usage = match usage {
@@ -238,6 +271,8 @@ impl Validator {
         };
         end_entity
             .verify_for_usage(
+                // The authority has keys on P-256 alone: no link of a chain may use another
+                // algorithm.
                 &[webpki::aws_lc_rs::ECDSA_P256_SHA256],
                 &anchors,
                 intermediates,
@@ -261,7 +296,7 @@ impl Validator {
 }
 
 /// The life of a certificate, `not_before` with [`CLOCK_TOLERANCE`].
-pub(crate) fn check_life(peer: &PeerIdentity, now: SystemTime) -> Result<(), CheckError> {
+pub(crate) fn check_validity(peer: &PeerIdentity, now: SystemTime) -> Result<(), CheckError> {
     if now > peer.not_after {
         return Err(CheckError::Expired {
             not_after: peer.not_after,
@@ -284,10 +319,13 @@ pub fn verify_signature(peer: &PeerIdentity, message: &[u8], signature: &[u8]) -
         .is_ok()
 }
 
-/// Reads a leaf without judging who issued it.
-pub(crate) fn read(leaf: &CertificateDer<'_>) -> Result<PeerIdentity, CheckError> {
+/// Reads a leaf without verifying its issuer.
+///
+/// # Errors
+/// The certificate is malformed.
+pub fn read(leaf: &CertificateDer<'_>) -> Result<PeerIdentity, CheckError> {
     if leaf.len() > MAX_CERTIFICATE {
-        return Err(CheckError::Malformed("it is too large".to_owned()));
+        return Err(CheckError::Malformed(MalformedCertificate::TooLarge));
     }
     parse(leaf).map(|(peer, _)| peer)
 }
@@ -308,13 +346,15 @@ impl Usages {
 }
 
 fn parse(leaf: &CertificateDer<'_>) -> Result<(PeerIdentity, Usages), CheckError> {
-    let malformed = |what: &str| CheckError::Malformed(what.to_owned());
-    let (rest, certificate) =
-        X509Certificate::from_der(leaf).map_err(|_| malformed("it cannot be parsed"))?;
+    use MalformedCertificate::{Extension, KeyType, Reversed, Syntax, Trailing};
+    let malformed = CheckError::Malformed;
+    let (rest, certificate) = X509Certificate::from_der(leaf).map_err(|_| malformed(Syntax))?;
+    // Trailing bytes would give one certificate many encodings, and many fingerprints.
     if !rest.is_empty() {
-        return Err(malformed("there is something behind it"));
+        return Err(malformed(Trailing));
     }
-    let twice = |_| malformed("an extension is invalid or there twice");
+    // RFC 5280 section 4.2 forbids an extension twice: another reader could take the other one.
+    let twice = |_| malformed(Extension);
     let is_ca = certificate
         .basic_constraints()
         .map_err(twice)?
@@ -334,6 +374,8 @@ fn parse(leaf: &CertificateDer<'_>) -> Result<(PeerIdentity, Usages), CheckError
             client: extension.value.client_auth,
             server: extension.value.server_auth,
         },
+        // Without the extension, RFC 5280 permits every usage: a client's certificate would serve
+        // as a server's.
         None => return Err(CheckError::BadUsage("it has no extended key usage")),
     };
     let names = certificate.subject_alternative_name().map_err(twice)?;
@@ -350,20 +392,21 @@ fn parse(leaf: &CertificateDer<'_>) -> Result<(PeerIdentity, Usages), CheckError
         not_before: time_of(validity.not_before.timestamp())?,
         not_after: time_of(validity.not_after.timestamp())?,
         fingerprint: sha256(leaf),
-        public_key: p256_point(certificate.public_key())
-            .ok_or_else(|| malformed("its key is not on P-256"))?,
+        public_key: p256_point(certificate.public_key()).ok_or_else(|| malformed(KeyType))?,
         id,
     };
+    // `check_path` clamps the time to this interval, and `clamp` panics where it is reversed.
     if peer.not_after < peer.not_before {
-        return Err(malformed("its life ends before it begins"));
+        return Err(malformed(Reversed));
     }
     Ok((peer, usages))
 }
 
 /// The uncompressed point, if the key is on P-256.
-pub(crate) fn p256_point(key: &x509_parser::x509::SubjectPublicKeyInfo<'_>) -> Option<Vec<u8>> {
+pub fn p256_point(key: &x509_parser::x509::SubjectPublicKeyInfo<'_>) -> Option<Vec<u8>> {
     let curve = key.algorithm.parameters.as_ref()?.as_oid().ok()?;
     let point = key.subject_public_key.data.as_ref();
+    // The uncompressed form only: keys are compared byte by byte, so one key needs one encoding.
     let is_p256 = key.algorithm.algorithm.to_id_string() == EC_PUBLIC_KEY
         && curve.to_id_string() == PRIME256V1
         && point.len() == UNCOMPRESSED_POINT
@@ -377,10 +420,9 @@ fn spiffe_id(names: &[GeneralName<'_>]) -> Result<SpiffeId, CheckError> {
         GeneralName::URI(uri) => Some(*uri),
         _ => None,
     });
+    // With two URIs, this reader and another could take different identities from one certificate.
     let (Some(uri), None) = (uris.next(), uris.next()) else {
-        return Err(CheckError::BadName(
-            "there is not exactly one URI".to_owned(),
-        ));
+        return Err(CheckError::BadName(BadName::NotOneUri));
     };
     let id: SpiffeId = uri.parse()?;
     let others_allowed = id.kind() == Kind::Relay;
@@ -390,9 +432,7 @@ fn spiffe_id(names: &[GeneralName<'_>]) -> Result<SpiffeId, CheckError> {
         _ => false,
     });
     if !acceptable {
-        return Err(CheckError::BadName(
-            "there are names of other kinds".to_owned(),
-        ));
+        return Err(CheckError::BadName(BadName::OtherNames));
     }
     Ok(id)
 }
@@ -402,21 +442,21 @@ fn groups_of_user(
     id: &SpiffeId,
 ) -> Result<Vec<String>, CheckError> {
     let subject = certificate.subject();
-    let not_text = |_| CheckError::BadName("the subject is not text".to_owned());
+    let not_text = |_| CheckError::BadName(BadName::NotText);
     let mut common_names = subject.iter_common_name();
     let (Some(name), None) = (common_names.next(), common_names.next()) else {
-        return Err(CheckError::BadName(
-            "there is not exactly one CN".to_owned(),
-        ));
+        return Err(CheckError::BadName(BadName::NotOneCn));
     };
+    // Kubernetes reads the user from CN, and Throwline from the URI: both must be the same.
     if name.as_str().map_err(not_text)? != id.name() {
-        return Err(CheckError::BadName("CN and URI differ".to_owned()));
+        return Err(CheckError::BadName(BadName::CnDiffers));
     }
     let groups = subject
         .iter_organization()
         .map(|group| group.as_str().map(str::to_owned))
         .collect::<Result<Vec<_>, _>>()
         .map_err(not_text)?;
+    // Checked again at each reader, since the groups go into impersonation headers.
     spiffe::check_groups(&groups)?;
     Ok(groups)
 }
@@ -425,7 +465,7 @@ fn time_of(seconds: i64) -> Result<SystemTime, CheckError> {
     u64::try_from(seconds)
         .ok()
         .and_then(|seconds| UNIX_EPOCH.checked_add(Duration::from_secs(seconds)))
-        .ok_or_else(|| CheckError::Malformed("its life begins before 1970".to_owned()))
+        .ok_or(CheckError::Malformed(MalformedCertificate::BeforeEpoch))
 }
 
 pub(crate) fn hex(bytes: &[u8]) -> String {

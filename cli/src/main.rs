@@ -3,17 +3,44 @@
 
 mod args;
 mod commands;
+mod config_file;
+#[cfg(test)]
+mod options_table;
 mod output;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory as _, Parser as _};
 
 use crate::args::{Cli, LogFormat};
 
+/// It gives memory back to the system within seconds after a load, wherever in a heap it was freed.
+/// glibc's does so only from a heap's end, where something small nearly always remains.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
-    // Wrong usage ends in here: clap prints what is wrong and exits with 2.
-    let cli = Cli::parse();
+    let given = std::env::args_os().collect();
+    let arguments = match config_file::arguments(&Cli::command(), given) {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            let component = format!("throwline {}", error.command);
+            output::failure(&component, &error.source.into());
+            return ExitCode::from(2);
+        }
+    };
+    let cli = match Cli::try_parse_from(arguments.all) {
+        Ok(cli) => cli,
+        // Help and the version too: clap prints them, or what is wrong, and has the exit code.
+        Err(error) => {
+            let _ = error.print();
+            if let (Some(file), true) = (arguments.file, error.use_stderr()) {
+                eprintln!("\nSome of these options are from {}.", file.display());
+            }
+            return u8::try_from(error.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from);
+        }
+    };
+    let component = commands::component(&cli.command);
     let format = match cli.global.log_format {
         LogFormat::Text => throwline_ops::telemetry::LogFormat::Text,
         LogFormat::Json => throwline_ops::telemetry::LogFormat::Json,
@@ -24,10 +51,15 @@ fn main() -> ExitCode {
         .clone()
         .unwrap_or_else(|| commands::default_filter(&cli.command).to_owned());
     if let Err(error) = throwline_ops::telemetry::init(format, &filter) {
-        output::failure(&anyhow::Error::new(error).context("cannot set up logging"));
+        output::failure(
+            component,
+            &anyhow::Error::new(error).context("cannot set up logging"),
+        );
         return ExitCode::from(2);
     }
-    throwline_ops::memory::keep_freed();
+    if !cli.global.core_dumps {
+        throwline_ops::core_dumps::forbid();
+    }
     throwline_certs::tls::provide_to_libraries();
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     if let Some(threads) = commands::threads(&cli.command) {
@@ -36,7 +68,10 @@ fn main() -> ExitCode {
     let runtime = match runtime.enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            output::failure(&anyhow::Error::new(error).context("cannot start the runtime"));
+            output::failure(
+                component,
+                &anyhow::Error::new(error).context("cannot start the runtime"),
+            );
             return ExitCode::FAILURE;
         }
     };
@@ -46,7 +81,7 @@ fn main() -> ExitCode {
     match outcome {
         Ok(code) => code,
         Err(error) => {
-            output::failure(&error);
+            output::failure(component, &error);
             ExitCode::FAILURE
         }
     }

@@ -2,8 +2,23 @@
 
 use std::time::{Duration, SystemTime};
 
-/// Prints a failure with its causes, once, as sentences a person can act on.
-pub(crate) fn failure(error: &anyhow::Error) {
+use throwline_ops::text::escape;
+use throwline_ops::time::rfc3339_of_millis;
+use throwline_tunnel::proto::origin;
+
+/// Prints a failure with its causes, once, as sentences a person can act on. `component` is the part
+/// that failed.
+pub(crate) fn failure(component: &str, error: &anyhow::Error) {
+    let message = message(error);
+    match message.starts_with(origin::RELAY) {
+        // A relay's text names the relay.
+        true => eprintln!("{}", escape(&message)),
+        false => eprintln!("{component}: {}", escape(&message)),
+    }
+}
+
+/// A failure with its causes, each once.
+pub(crate) fn message(error: &anyhow::Error) -> String {
     let mut message = error.to_string();
     for cause in error.chain().skip(1) {
         let cause = cause.to_string();
@@ -13,13 +28,15 @@ pub(crate) fn failure(error: &anyhow::Error) {
             message.push_str(&cause);
         }
     }
-    eprintln!("throwline: {message}");
+    message
 }
 
-/// Rows under headers, in columns that fit, as kubectl prints them.
+/// Rows under headers, in columns that fit, as kubectl prints them. Cells may hold anything.
 pub(crate) fn table(headers: &[&str], rows: &[Vec<String>]) -> String {
+    let escaped = |row: &Vec<String>| row.iter().map(|cell| escape(cell).into_owned()).collect();
+    let rows: Vec<Vec<String>> = rows.iter().map(escaped).collect();
     let mut widths: Vec<usize> = headers.iter().map(|h| h.len()).collect();
-    for row in rows {
+    for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.chars().count());
         }
@@ -34,13 +51,21 @@ pub(crate) fn table(headers: &[&str], rows: &[Vec<String>]) -> String {
         text.push('\n');
     };
     line(&mut headers.iter().copied());
-    for row in rows {
+    for row in &rows {
         line(&mut row.iter().map(String::as_str));
     }
     text
 }
 
-/// A time span as kubectl's AGE column says it: two units at most.
+/// JSON for people and programs. serde_json escapes C0 controls only; a terminal obeys others too.
+pub(crate) fn json(value: &impl serde::Serialize) -> serde_json::Result<String> {
+    let text = serde_json::to_string_pretty(value)?;
+    // All that there is to escape is inside strings, which have no line breaks.
+    let lines: Vec<_> = text.split('\n').map(escape).collect();
+    Ok(lines.join("\n"))
+}
+
+/// A time span as in kubectl's AGE column: two units at most.
 pub(crate) fn age(span: Duration) -> String {
     let seconds = span.as_secs();
     match seconds {
@@ -58,15 +83,9 @@ pub(crate) fn since(then_unix_ms: u64, now: SystemTime) -> Option<Duration> {
     now.duration_since(then).ok()
 }
 
-/// A time as RFC 3339 says it; nothing for zero, which stands for "never".
+/// A time in the form of RFC 3339; nothing for zero, which stands for "never".
 pub(crate) fn rfc3339(unix_ms: u64) -> Option<String> {
-    if unix_ms == 0 {
-        return None;
-    }
-    let nanos = i128::from(unix_ms) * 1_000_000;
-    let time = time::OffsetDateTime::from_unix_timestamp_nanos(nanos).ok()?;
-    time.format(&time::format_description::well_known::Rfc3339)
-        .ok()
+    (unix_ms != 0).then(|| rfc3339_of_millis(unix_ms)).flatten()
 }
 
 /// A round trip in the unit that reads best.
@@ -85,6 +104,14 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_cause_is_shown_once() {
+        let error = anyhow::anyhow!("reset by peer").context("broken: reset by peer; try again");
+        assert_eq!(message(&error), "broken: reset by peer; try again");
+        let error = anyhow::anyhow!("reset by peer").context("broken");
+        assert_eq!(message(&error), "broken: reset by peer");
+    }
+
+    #[test]
     fn columns_fit_their_widest_cell() {
         let text = table(
             &["NAME", "STATE"],
@@ -94,6 +121,28 @@ mod tests {
             ],
         );
         assert_eq!(text, "NAME          STATE\na-long-name   x\nb\n");
+    }
+
+    #[test]
+    fn a_cell_is_one_line_and_cannot_steer_the_terminal() {
+        let hostile = "v1\u{1b}]52;c;eA==\u{7}\nfake   connected\u{202e}";
+        let text = table(&["AGENT", "X"], &[vec![hostile.into(), "x".into()]]);
+        assert_eq!(text.lines().count(), 2, "{text}");
+        assert!(!text.replace('\n', "").contains(char::is_control), "{text}");
+        assert!(
+            text.contains("\\u001b]52") && text.contains("\\u202e"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn json_means_the_same_and_cannot_steer_the_terminal() {
+        let hostile = "v1\u{1b}]52;c;eA==\u{7}\n\u{9b}2J\u{202e}\"\\";
+        let text = json(&[hostile]).unwrap();
+        assert!(!text.replace('\n', "").contains(char::is_control), "{text}");
+        assert!(!text.contains('\u{202e}'), "{text}");
+        let read: Vec<String> = serde_json::from_str(&text).unwrap();
+        assert_eq!(read, [hostile]);
     }
 
     #[test]

@@ -1,19 +1,16 @@
 //! `throwline login`: turns an enrolment token into an identity of this machine.
 
-use crate::{
-    config::Outbound,
-    store::{Credentials, RelayFile, Store, StoreError},
-};
 use std::time::SystemTime;
-use throwline_certs::{
-    EnrolmentToken, Kind, SpiffeId,
-    enrol::{self, EnrolError, Enrolled},
-    tls,
-};
+
+use throwline_certs::enrol::{self, EnrolError, Enrolled};
+use throwline_certs::{EnrolmentToken, Kind, SpiffeId, tls};
 use throwline_tunnel::carrier;
 use url::Url;
 
-/// Who one is after a login.
+use crate::config::Outbound;
+use crate::store::{Credentials, RelayFile, Store, StoreError};
+
+/// The identity after a login.
 #[derive(Clone, Debug)]
 pub struct LoginOutcome {
     pub user: String,
@@ -47,7 +44,7 @@ pub async fn login(
     store: &Store,
     outbound: &Outbound,
 ) -> Result<LoginOutcome, LoginError> {
-    // A token works once: whatever can fail on this machine fails before it is spent.
+    // A token works once, so every local check is made before it is redeemed.
     store.prepare()?;
     let ca_file = outbound.extra_ca.as_deref();
     let ca_file = ca_file
@@ -63,7 +60,11 @@ pub async fn login(
     let proxies = proxies.trusting(&token.relay, || tls::proxy_client(extra_ca));
     let proxies = proxies.map_err(EnrolError::from)?;
     let connecting = carrier::reach(&token.relay, &proxies);
-    let enrolled = enrol::redeem_over(token, extra_ca, connecting).await?;
+    let trust = tls::Trust {
+        ca_file: extra_ca,
+        system: outbound.system_ca,
+    };
+    let enrolled = enrol::redeem_over(token, &enrol::Asker::User, trust, connecting).await?;
     let Enrolled { identity, roots } = enrolled;
     if identity.id().kind() != Kind::User {
         return Err(LoginError::NotAUser(identity.id().clone()));
@@ -80,6 +81,7 @@ pub async fn login(
         relay: RelayFile {
             url: token.relay.clone(),
             ca_file,
+            system_ca: outbound.system_ca,
         },
     })?;
     Ok(outcome)

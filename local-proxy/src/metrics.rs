@@ -123,31 +123,16 @@ impl Metrics {
     }
 }
 
-/// One unit of a gauge, given back when dropped.
-#[derive(Debug)]
-pub(crate) struct Held(IntGauge);
-
-impl Held {
-    pub(crate) fn one(gauge: &IntGauge) -> Self {
-        gauge.inc();
-        Self(gauge.clone())
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        self.0.dec();
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use throwline_ops::GaugeGuard;
+
     use super::*;
 
     #[test]
     fn a_guard_gives_back_what_it_took() {
         let metrics = Metrics::new();
-        let held = Held::one(&metrics.tasks);
+        let held = GaugeGuard::new(&metrics.tasks);
         assert_eq!(metrics.tasks.get(), 1);
         drop(held);
         assert_eq!(metrics.tasks.get(), 0);

@@ -1,33 +1,38 @@
 //! One local proxy from start to end.
 
-use crate::{
-    clusters::list,
-    config::{Config, DEFAULT_PORT},
-    error::Error,
-    forward::Proxy,
-    kubeconfig,
-    loopback::Loopback,
-    route::is_cluster_name,
-    server,
-    session::{Link, Sessions, Shared},
-    store::{ProxyFile, Store},
-};
-use std::{
-    net::{Ipv4Addr, SocketAddr},
-    path::PathBuf,
-    sync::Arc,
-    time::Duration,
-};
-use throwline_ops::Shutdown;
-use tokio::{net::TcpListener, sync::oneshot, time::Instant};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use throwline_ops::{Drain, Shutdown};
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::cluster_name::is_cluster_name;
+use crate::config::{Config, DEFAULT_PORT};
+use crate::contexts::Contexts;
+use crate::error::Error;
+use crate::instance_lock::{InstanceLock, LockError};
+use crate::kubeconfig::{Change, Left};
+use crate::loopback::server;
+use crate::loopback::tls::LoopbackTls;
+use crate::request::proxy::{LargeHeads, Proxy};
+use crate::session::{Link, SessionContext, Sessions};
+use crate::store::{Store, StoreError};
 
 /// Ports tried from the preferred one on.
 const PORTS: u16 = 64;
-/// How often unused sessions are looked for.
+/// How long to wait for another proxy of the same state directory that is stopping, and how
+/// often to try.
+const PREDECESSOR: Duration = Duration::from_secs(2);
+const PREDECESSOR_POLL: Duration = Duration::from_millis(100);
+/// How often unused sessions are closed.
 const SWEEP: Duration = Duration::from_secs(5);
 
-/// Said once, when kubectl can be used.
+/// Sent once, when kubectl can be used.
 #[derive(Clone, Debug)]
 pub struct Ready {
     pub addr: SocketAddr,
@@ -35,12 +40,12 @@ pub struct Ready {
     pub instead_of: Option<u16>,
     /// The clusters' names, in the order of `contexts`.
     pub clusters: Vec<String>,
-    /// `throwline-NAME` each.
+    /// Their names in the kubeconfig, `throwline-NAME` each unless that was taken.
     pub contexts: Vec<String>,
-    /// The file that has them.
-    pub kubeconfig: Option<PathBuf>,
-    /// The context that `current-context` was set to, if it was.
-    pub current: Option<String>,
+    /// All that was changed in the kubeconfig.
+    pub changes: Vec<Change>,
+    /// Contexts that another local proxy of this relay and user serves, and keeps.
+    pub left: Vec<Left>,
 }
 
 /// Serves kubectl until `shutdown`, then gives open requests a short time to finish.
@@ -53,16 +58,33 @@ pub async fn run(
         return Err(Error::BadClusterName(bad.clone()));
     }
     let store = Store::new(&config.state_dir);
-    let (credentials, loopback, remembered) = blocking({
+    let deadline = Instant::now() + PREDECESSOR;
+    let open = || {
         let store = store.clone();
-        move || {
-            let credentials = store.load()?;
-            Ok((credentials, Loopback::open(&store)?, store.proxy_file()))
+        blocking(move || {
+            // An expired certificate is renewed at the first dial.
+            let credentials = store.load_even_expired()?;
+            store.prepare()?;
+            let instance = lock(&store)?;
+            let loopback = LoopbackTls::open(&store)?;
+            Ok((credentials, instance, loopback, store.proxy_file()))
+        })
+    };
+    let (credentials, mut instance, loopback, remembered) = loop {
+        match open().await {
+            // The predecessor may still be stopping, as after a restart by a service manager.
+            Err(Error::AlreadyRuns { .. }) if Instant::now() < deadline => tokio::select! {
+                () = tokio::time::sleep(PREDECESSOR_POLL) => {}
+                () = shutdown.requested() => return Ok(()),
+            },
+            opened => break opened?,
         }
-    })
-    .await?;
+    };
     let preferred = config.port.or(remembered.port).unwrap_or(DEFAULT_PORT);
+    // The port is in every kubeconfig, so the one that was used before is taken again where it is
+    // free.
     let (listener, addr) = listen(preferred).await?;
+    instance.set_address(addr);
 
     let link = Link::new(
         store.clone(),
@@ -73,130 +95,92 @@ pub async fn run(
     );
     let (kill, leave) = (CancellationToken::new(), CancellationToken::new());
     let tasks = TaskTracker::new();
-    // Whatever way this function ends, also when its future is dropped, nothing outlives it.
+    // However this function ends, also when its future is dropped, no task outlives it.
     let _ends = [kill.clone().drop_guard(), leave.clone().drop_guard()];
-    let sessions = Sessions::new(Shared {
+    let sessions = Arc::new(Sessions::new(SessionContext {
         dial: Arc::new(link.clone()),
         timing: config.timing.clone(),
+        limits: config.limits.session,
         metrics: config.metrics.clone(),
         tasks: tasks.clone(),
         kill: kill.clone(),
-    });
+    }));
+    // The driver stops last and by a separate token: the sessions above need its carrier to end
+    // cleanly.
     let driving = tokio::spawn(link.clone().drive(leave.clone()));
     let stop = async || {
         kill.cancel();
         tasks.close();
         tasks.wait().await;
-        // Last, so that what sessions have said at their end still goes out.
+        // Last, so that the final bytes of sessions are still sent.
         leave.cancel();
-        // A panic in it is nobody's business any more.
+        // A panic of the driver has no consequence at this point.
         let _ = driving.await;
     };
-    sessions.shared().spawn(link.clone().keep_renewed());
+    sessions.context().spawn(link.clone().keep_renewed());
     let proxy = Arc::new(Proxy {
+        large_heads: Arc::new(LargeHeads::new(config.limits.loopback.large_heads)),
+        drain: Drain::new(),
         sessions,
         only: (!config.clusters.is_empty()).then(|| config.clusters.iter().cloned().collect()),
     });
 
-    let started = start(&config, &store, &link, addr, preferred, remembered).await;
-    match started {
-        Ok(started) => {
-            // Whoever asked may have gone; the proxy is there all the same.
-            let _ = ready.send(started);
-            let sweeper = proxy.clone();
-            proxy.sessions.shared().spawn(async move {
-                let mut every = tokio::time::interval(SWEEP);
-                loop {
-                    every.tick().await;
-                    sweeper.sessions.sweep(Instant::now());
-                }
-            });
-            let timing = &config.timing;
-            server::run(listener, loopback.tls, proxy.clone(), timing, shutdown).await;
-            drain(&proxy, config.timing.drain).await;
-            stop().await;
-            Ok(())
-        }
-        Err(error) => {
-            stop().await;
-            Err(error)
-        }
-    }
-}
-
-async fn start(
-    config: &Config,
-    store: &Store,
-    link: &Link,
-    addr: SocketAddr,
-    preferred: u16,
-    remembered: ProxyFile,
-) -> Result<Ready, Error> {
-    let clusters = if config.clusters.is_empty() {
-        reachable(link, remembered).await?
-    } else {
-        config.clusters.clone()
+    let mut contexts = Contexts::new(&config, &store, &link, addr.port());
+    let first = tokio::select! {
+        first = contexts.first(remembered) => first.map(Some),
+        () = shutdown.requested() => Ok(None),
     };
-    let entries: Vec<_> = clusters
-        .iter()
-        .map(|name| Loopback::entry(store, name, addr.port()))
-        .collect();
-    let set_current = config.set_current;
-    let target = config.kubeconfig.clone();
-    let known = ProxyFile {
-        port: Some(addr.port()),
-        clusters: if config.clusters.is_empty() {
-            clusters.clone()
-        } else {
-            store.proxy_file().clusters
-        },
+    let written = match first {
+        Ok(Some(written)) => written,
+        // Stopped during the start, or the start failed. A write of the kubeconfig in progress
+        // is completed.
+        ended => {
+            contexts.finish().await;
+            stop().await;
+            return ended.map(drop);
+        }
     };
-    let store = store.clone();
-    let (contexts, current) = blocking(move || {
-        if let Err(error) = store.save_proxy_file(&known) {
-            tracing::warn!(%error, "the port is not remembered");
-        }
-        match target {
-            Some(path) => {
-                let written = kubeconfig::write(&path, &entries, set_current)?;
-                Ok((written.contexts, written.current))
-            }
-            None => {
-                let names = entries.iter().map(|e| kubeconfig::entry_name(&e.name));
-                Ok((names.collect(), None))
-            }
-        }
-    })
-    .await?;
-    Ok(Ready {
+    let started = Ready {
         addr,
         instead_of: (preferred != 0 && preferred != addr.port()).then_some(preferred),
-        clusters,
-        contexts,
-        kubeconfig: config.kubeconfig.clone(),
-        current,
-    })
-}
-
-/// The clusters that the user may reach, or those of the last run while nobody can say.
-async fn reachable(link: &Link, remembered: ProxyFile) -> Result<Vec<String>, Error> {
-    let listed = async {
-        let (carrier, _) = link.carrier().await?;
-        list(&carrier).await
+        clusters: contexts.clusters().to_vec(),
+        contexts: written.contexts,
+        changes: written.changes,
+        left: written.left,
     };
-    match listed.await {
-        Ok(clusters) => Ok(clusters
-            .into_iter()
-            .map(|cluster| cluster.name)
-            // A relay names what goes into a file of the user's.
-            .filter(|name| is_cluster_name(name))
-            .collect()),
-        Err(failure) if failure.may_pass() && !remembered.clusters.is_empty() => {
-            tracing::warn!(%failure, "the relay cannot be asked; starting with the clusters of the last run");
-            Ok(remembered.clusters)
+    // The receiver may have been dropped; the proxy runs nevertheless.
+    let _ = ready.send(started);
+    let proving = link.clone().keep_proved(proxy.sessions.clone());
+    proxy.sessions.context().spawn(proving);
+    let sweeper = proxy.clone();
+    proxy.sessions.context().spawn(async move {
+        let mut every = tokio::time::interval(SWEEP);
+        loop {
+            every.tick().await;
+            sweeper.sessions.sweep(Instant::now());
         }
-        Err(failure) => Err(failure.into()),
+    });
+    let (timing, limits) = (&config.timing, config.limits.loopback);
+    let serving = server::run(
+        listener,
+        loopback.tls,
+        proxy.clone(),
+        timing,
+        limits,
+        shutdown,
+    );
+    tokio::pin!(serving);
+    tokio::select! {
+        () = &mut serving => {}
+        never = contexts.keep_up() => match never {},
     }
+    contexts.finish().await;
+    if let Err(requests) = proxy.drain.drained_within(config.timing.drain).await {
+        tracing::info!(requests, "open requests are reset, the proxy stops");
+    }
+    stop().await;
+    drop(instance);
+    Ok(())
 }
 
 /// The preferred port, or the next one that is free; 0 is whatever the system gives.
@@ -226,18 +210,15 @@ async fn listen(preferred: u16) -> Result<(TcpListener, SocketAddr), Error> {
     ))
 }
 
-/// Waits, for a short while, until nothing is being answered.
-async fn drain(proxy: &Proxy, grace: Duration) {
-    let metrics = proxy.metrics();
-    let deadline = Instant::now() + grace;
-    let mut look = tokio::time::interval(Duration::from_millis(20));
-    while metrics.requests_in_flight.get() > 0 && Instant::now() < deadline {
-        look.tick().await;
-    }
-    let cut = metrics.requests_in_flight.get();
-    if cut > 0 {
-        tracing::info!(requests = cut, "requests are cut, the proxy stops");
-    }
+fn lock(store: &Store) -> Result<InstanceLock, Error> {
+    let path = InstanceLock::path(store.dir());
+    InstanceLock::acquire(&path).map_err(|error| match error {
+        LockError::Held { holder } => Error::AlreadyRuns {
+            dir: store.dir().to_owned(),
+            holder,
+        },
+        LockError::Io(source) => StoreError::Unwritable { path, source }.into(),
+    })
 }
 
 async fn blocking<T: Send + 'static>(
@@ -245,7 +226,7 @@ async fn blocking<T: Send + 'static>(
 ) -> Result<T, Error> {
     tokio::task::spawn_blocking(work)
         .await
-        .map_err(|error| Error::Internal(error.to_string()))?
+        .map_err(Error::Task)?
 }
 
 #[cfg(test)]

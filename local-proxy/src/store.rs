@@ -1,25 +1,21 @@
 //! The state directory: the user's identity, the relay's address and the loopback certificates.
 //!
-//! The directory is 0700, its files 0600. A file is replaced by rename, so a reader sees the old
-//! one or the new one, and a crash leaves no half of either.
+//! The directory is 0700, its files 0600; [`throwline_certs::files`] sees to both, and refuses what
+//! other users of the machine could have written.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+use std::{fs, io};
 
 use serde::{Deserialize, Serialize};
-use std::{
-    fs, io,
-    io::Write as _,
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _},
-    path::{Path, PathBuf},
-    time::SystemTime,
-};
-use throwline_certs::{Identity, Roots};
+use throwline_certs::{Identity, Roots, files};
+use throwline_ops::time::rfc3339;
 use url::Url;
-
-use crate::error::rfc3339;
+use zeroize::Zeroizing;
 
 const RELAY_FILE: &str = "relay.json";
 const PROXY_FILE: &str = "proxy.json";
-/// Larger than any file we write; a bound for those somebody else may have put there.
-const MAX_FILE: u64 = 1024 * 1024;
 
 /// The state directory of one user. Making one touches nothing on disk.
 #[derive(Clone, Debug)]
@@ -42,6 +38,9 @@ pub struct RelayFile {
     /// Further certificate authorities for the relay's TLS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_file: Option<PathBuf>,
+    /// Whether the system's certificate authorities are trusted for the relay, too.
+    #[serde(default)]
+    pub system_ca: bool,
 }
 
 /// `proxy.json`: what the last run found, so that the next one starts the same way.
@@ -65,12 +64,22 @@ pub enum StoreError {
     Unreadable { path: PathBuf, source: io::Error },
     #[error("cannot write {}: {source}", path.display())]
     Unwritable { path: PathBuf, source: io::Error },
-    #[error("{} is damaged: {what}; remove it and run 'throwline login' with a new token", path.display())]
-    Corrupt { path: PathBuf, what: String },
-    #[error("{} belongs to another user, and secrets must not go there; choose another with --state-dir", dir.display())]
-    NotOurs { dir: PathBuf },
+    #[error("{} is damaged: {source}; remove it and run 'throwline login' with a new token", path.display())]
+    Corrupt { path: PathBuf, source: Damage },
     #[error(transparent)]
     Certs(#[from] throwline_certs::Error),
+}
+
+/// What is wrong with a file's content.
+#[derive(Debug, thiserror::Error)]
+pub enum Damage {
+    #[error(transparent)]
+    Json(#[from] serde_json::Error),
+    #[error("it is not text")]
+    NotText,
+    /// Of an identity file.
+    #[error(transparent)]
+    Identity(Box<throwline_certs::Damage>),
 }
 
 impl Store {
@@ -108,9 +117,9 @@ impl Store {
         let not_enrolled = || StoreError::NotEnrolled {
             dir: self.dir.clone(),
         };
-        // Asked first: a directory that we may not enter must not look like one that is empty.
+        // Checked first: a directory that we may not enter must not be taken for an empty one.
         match fs::metadata(&self.dir) {
-            Ok(_) => {}
+            Ok(_) => files::check_dir(&self.dir)?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(not_enrolled()),
             Err(source) => {
                 let path = self.dir.clone();
@@ -156,23 +165,18 @@ impl Store {
         self.write_json(PROXY_FILE, file)
     }
 
-    /// Makes the directory 0700, if need be, and refuses one that belongs to somebody else.
+    /// Makes the directory, if need be, and closes it to others who could only read it.
+    ///
+    /// # Errors
+    /// It belongs to another user, or others can write into it.
     pub fn prepare(&self) -> Result<(), StoreError> {
+        files::private_dir(&self.dir)?;
         let unwritable = |source| StoreError::Unwritable {
             path: self.dir.clone(),
             source,
         };
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&self.dir)
-            .map_err(unwritable)?;
-        let metadata = fs::metadata(&self.dir).map_err(unwritable)?;
-        if metadata.uid() != rustix::process::geteuid().as_raw() {
-            let dir = self.dir.clone();
-            return Err(StoreError::NotOurs { dir });
-        }
-        if metadata.permissions().mode() & 0o077 != 0 {
+        let mode = fs::metadata(&self.dir).map_err(unwritable)?.permissions();
+        if mode.mode() & 0o077 != 0 {
             fs::set_permissions(&self.dir, fs::Permissions::from_mode(0o700))
                 .map_err(unwritable)?;
         }
@@ -181,40 +185,17 @@ impl Store {
 
     /// A file's text; `None` if it is not there.
     pub(crate) fn read(&self, name: &str) -> Result<Option<String>, StoreError> {
-        let path = self.path(name);
-        let unreadable = |source| StoreError::Unreadable {
-            path: path.clone(),
-            source,
-        };
-        match fs::metadata(&path) {
-            Ok(metadata) if metadata.len() > MAX_FILE => {
-                let what = format!("it is larger than {MAX_FILE} bytes");
-                return Err(StoreError::Corrupt { path, what });
-            }
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(unreadable(error)),
-        }
-        let bytes = fs::read(&path).map_err(unreadable)?;
-        let text = String::from_utf8(bytes).map_err(|_| StoreError::Corrupt {
-            path: path.clone(),
-            what: "it is not text".to_owned(),
-        })?;
-        Ok(Some(text))
+        files::read_text(&self.path(name)).map_err(certs_error)
+    }
+
+    /// The same of a file with a secret.
+    pub(crate) fn read_secret(&self, name: &str) -> Result<Option<Zeroizing<String>>, StoreError> {
+        files::read_secret(&self.path(name)).map_err(certs_error)
     }
 
     /// Replaces a file, 0600, by rename.
     pub(crate) fn write(&self, name: &str, content: &[u8]) -> Result<(), StoreError> {
-        let path = self.path(name);
-        let write = || -> io::Result<()> {
-            // tempfile makes its files 0600.
-            let mut file = tempfile::NamedTempFile::new_in(&self.dir)?;
-            file.write_all(content)?;
-            file.as_file().sync_all()?;
-            file.persist(&path)?;
-            Ok(())
-        };
-        write().map_err(|source| StoreError::Unwritable { path, source })
+        files::write_private(&self.path(name), content).map_err(certs_error)
     }
 
     fn read_json<T: serde::de::DeserializeOwned>(
@@ -228,24 +209,41 @@ impl Store {
             .map(Some)
             .map_err(|error| StoreError::Corrupt {
                 path: self.path(name),
-                what: error.to_string(),
+                source: error.into(),
             })
     }
 
-    fn write_json<T: Serialize>(&self, name: &str, value: &T) -> Result<(), StoreError> {
+    pub(crate) fn write_json<T: Serialize>(&self, name: &str, value: &T) -> Result<(), StoreError> {
         let mut text = serde_json::to_vec_pretty(value).map_err(|error| StoreError::Corrupt {
             path: self.path(name),
-            what: error.to_string(),
+            source: error.into(),
         })?;
         text.push(b'\n');
         self.write(name, &text)
     }
 }
 
-/// Says a fault of an identity file in this module's words, where there are some.
+/// Maps errors of files to this module's variants, where one fits.
 fn certs_error(error: throwline_certs::Error) -> StoreError {
     match error {
-        throwline_certs::Error::Corrupt { path, what, .. } => StoreError::Corrupt { path, what },
+        throwline_certs::Error::Corrupt { path, source, .. } => StoreError::Corrupt {
+            path,
+            source: Damage::Identity(source),
+        },
+        throwline_certs::Error::Io {
+            action,
+            path,
+            source,
+            ..
+        } => match (action, source.kind()) {
+            // Its error for a file that is not UTF-8.
+            (_, io::ErrorKind::InvalidData) => StoreError::Corrupt {
+                path,
+                source: Damage::NotText,
+            },
+            ("write", _) => StoreError::Unwritable { path, source },
+            _ => StoreError::Unreadable { path, source },
+        },
         other => StoreError::Certs(other),
     }
 }
@@ -285,6 +283,26 @@ mod tests {
     }
 
     #[test]
+    fn what_others_could_have_written_is_refused() {
+        let root = tempfile::tempdir().unwrap();
+        let store = Store::new(root.path());
+        let set = |path: &Path, mode| {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        };
+        set(root.path(), 0o777);
+        for refused in [store.prepare(), store.load().map(drop)] {
+            let error = refused.unwrap_err().to_string();
+            assert!(error.contains("chmod 700"), "{error}");
+        }
+        assert_eq!(mode(root.path()), 0o777, "nothing is mended in silence");
+        set(root.path(), 0o700);
+        store.write(RELAY_FILE, b"{}").unwrap();
+        set(&store.path(RELAY_FILE), 0o666);
+        let error = store.load().unwrap_err().to_string();
+        assert!(error.contains("chmod 600"), "{error}");
+    }
+
+    #[test]
     fn an_open_directory_is_closed_to_others() {
         let root = tempfile::tempdir().unwrap();
         fs::set_permissions(root.path(), fs::Permissions::from_mode(0o755)).unwrap();
@@ -313,7 +331,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let store = Store::new(root.path());
         let file = fs::File::create(store.path(RELAY_FILE)).unwrap();
-        file.set_len(MAX_FILE + 1).unwrap();
+        file.set_len(4 * 1024 * 1024 + 1).unwrap();
         let error = store.read(RELAY_FILE).unwrap_err();
         assert!(matches!(error, StoreError::Corrupt { .. }), "{error}");
     }

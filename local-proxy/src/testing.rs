@@ -1,45 +1,44 @@
 //! A stand-in for everything behind the sealed sessions, and a client that speaks as kubectl does.
 
-use crate::{
-    config::Timing,
-    error::Failure,
-    forward::Proxy,
-    loopback::{self, Loopback},
-    metrics::Metrics,
-    server,
-    session::{Dial, Dialed, Epoch, Sessions, Shared},
-    store::Store,
-};
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use http::{Request, Response};
 use http_body::Frame;
-use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
-use hyper::{body::Incoming, client::conn, service::service_fn};
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::Incoming;
+use hyper::client::conn;
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use rustls::{
-    ClientConfig, RootCertStore,
-    pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _},
-};
-use std::{
-    convert::Infallible,
-    io,
-    net::SocketAddr,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
-use throwline_ops::{Shutdown, ShutdownTrigger};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use throwline_kube_wire::http1::gate::Gate;
+use throwline_ops::{Drain, Shutdown, ShutdownTrigger};
 use throwline_tunnel::proto::messages::LineKind;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
-    sync::mpsc,
-};
-use tokio_rustls::{TlsConnector, client::TlsStream};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::{LoopbackLimits, SessionLimits, Timing};
+use crate::failure::Failure;
+use crate::loopback::server;
+use crate::loopback::tls::{self as loopback, LoopbackTls};
+use crate::metrics::Metrics;
+use crate::request::proxy::{LargeHeads, Proxy};
+use crate::session::{Dial, Dialed, Epoch, SessionContext, Sessions};
+use crate::store::Store;
 
 pub(crate) type AnyBody = BoxBody<Bytes, io::Error>;
 pub(crate) type Answer = Response<AnyBody>;
@@ -58,8 +57,10 @@ pub(crate) struct Agent {
     /// Asks the sessions that are open to finish, as a GOAWAY does.
     drains: Mutex<CancellationToken>,
     pub(crate) streams: u32,
-    /// So many next API sessions end in peace when the first request comes, without a look at it.
+    /// So many next API sessions end with NO_ERROR at the first request, which is not processed.
     pub(crate) ending: AtomicUsize,
+    /// So many next API sessions answer by 103 without end.
+    pub(crate) hinting: AtomicUsize,
 }
 
 impl Agent {
@@ -78,6 +79,7 @@ impl Agent {
             drains: Mutex::default(),
             streams: 200,
             ending: AtomicUsize::new(0),
+            hinting: AtomicUsize::new(0),
         })
     }
 
@@ -115,13 +117,20 @@ impl Dial for Agent {
                 let answer = handler(request);
                 async move { Ok::<_, Infallible>(answer.await) }
             });
-            let is_ending = |ending: usize| ending.checked_sub(1);
-            let is_ending = self
-                .ending
-                .fetch_update(Ordering::SeqCst, Ordering::SeqCst, is_ending)
-                .is_ok();
-            if is_ending {
-                tokio::spawn(end_in_peace(far));
+            let one_of = |count: &AtomicUsize| {
+                let less = |count: usize| count.checked_sub(1);
+                count
+                    .fetch_update(Ordering::SeqCst, Ordering::SeqCst, less)
+                    .is_ok()
+            };
+            let is_ending = one_of(&self.ending);
+            if is_ending || one_of(&self.hinting) {
+                tokio::spawn(async move {
+                    match is_ending {
+                        true => drop(end_in_peace(far).await),
+                        false => hint_without_end(far).await,
+                    }
+                });
                 return Ok(Dialed {
                     io: Box::new(near),
                     epoch: self.epoch(),
@@ -132,8 +141,19 @@ impl Dial for Agent {
             let io = TokioIo::new(far);
             match kind {
                 LineKind::Upgrade => {
+                    let gate = Gate::new(io.into_inner(), |_| 0, Arc::new(LargeHeads::new(16)));
+                    let notes = gate.notes();
+                    let handler = self.handler.clone();
+                    let service = service_fn(move |mut request: Request<Incoming>| {
+                        if let Some(long) = notes.take().target {
+                            request.extensions_mut().insert(long);
+                        }
+                        let answer = handler(request);
+                        async move { Ok::<_, Infallible>(answer.await) }
+                    });
                     let connection = hyper::server::conn::http1::Builder::new()
-                        .serve_connection(io, service)
+                        .max_buf_size(2 * 1024 * 1024)
+                        .serve_connection(TokioIo::new(gate), service)
                         .with_upgrades();
                     tokio::spawn(cut.run_until_cancelled_owned(connection));
                 }
@@ -171,6 +191,14 @@ impl Dial for Agent {
     }
 }
 
+/// SETTINGS, then `:status: 103` by its name in HPACK's table, in a separate frame, without end.
+async fn hint_without_end(mut io: tokio::io::DuplexStream) {
+    let _ = io.read(&mut [0; 4096]).await;
+    let _ = io.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await;
+    let hint = [0, 0, 5, 1, 4, 0, 0, 0, 1, 0x08, 3, b'1', b'0', b'3'];
+    while io.write_all(&hint).await.is_ok() {}
+}
+
 struct Shareable(Arc<Agent>);
 
 impl Dial for Shareable {
@@ -183,7 +211,7 @@ impl Dial for Shareable {
     }
 }
 
-/// A local proxy on a port of its own, without relay.
+/// A local proxy on a free port, without relay.
 pub(crate) struct Running {
     pub(crate) addr: SocketAddr,
     pub(crate) store: Store,
@@ -202,25 +230,29 @@ impl Running {
     pub(crate) async fn start_with(agent: &Arc<Agent>, timing: Timing) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::new(dir.path().join("state"));
-        let tls = Loopback::open(&store).unwrap().tls;
+        let tls = LoopbackTls::open(&store).unwrap().tls;
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let metrics = Metrics::new();
         let kill = CancellationToken::new();
         let proxy = Arc::new(Proxy {
-            sessions: Sessions::new(Shared {
+            large_heads: Arc::new(LargeHeads::new(LoopbackLimits::default().large_heads)),
+            drain: Drain::new(),
+            sessions: Arc::new(Sessions::new(SessionContext {
                 dial: Arc::new(Shareable(agent.clone())),
                 timing: timing.clone(),
+                limits: SessionLimits::default(),
                 metrics: metrics.clone(),
                 tasks: TaskTracker::new(),
                 kill: kill.clone(),
-            }),
+            })),
             only: None,
         });
         let (trigger, shutdown) = Shutdown::new();
         let serving = proxy.clone();
         tokio::spawn(kill.clone().run_until_cancelled_owned(async move {
-            server::run(listener, tls, serving, &timing, shutdown).await;
+            let limits = LoopbackLimits::default();
+            server::run(listener, tls, serving, &timing, limits, shutdown).await;
         }));
         Self {
             addr,
@@ -264,7 +296,7 @@ impl Running {
         sender
     }
 
-    /// One GET on a connection of its own.
+    /// One GET on a new connection.
     pub(crate) async fn get(&self, path: &str) -> Response<Incoming> {
         let request = self.request("GET", path).body(empty()).unwrap();
         self.http1().await.send_request(request).await.unwrap()
@@ -277,7 +309,7 @@ impl Running {
             .header("host", self.addr.to_string())
     }
 
-    /// For HTTP/2, which wants the whole URL.
+    /// For HTTP/2, which needs the whole URL.
     pub(crate) fn url(&self, path: &str) -> String {
         format!("https://{}{path}", self.addr)
     }
@@ -303,11 +335,23 @@ pub(crate) fn client_config(
     with_certificate: bool,
     versions: &[&'static rustls::SupportedProtocolVersion],
 ) -> ClientConfig {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    client_config_by(provider, trusts, shows, alpn, with_certificate, versions)
+}
+
+/// The same with other cryptography.
+pub(crate) fn client_config_by(
+    provider: Arc<rustls::crypto::CryptoProvider>,
+    trusts: &Store,
+    shows: &Store,
+    alpn: &[&[u8]],
+    with_certificate: bool,
+    versions: &[&'static rustls::SupportedProtocolVersion],
+) -> ClientConfig {
     let mut roots = RootCertStore::empty();
     roots
         .add(CertificateDer::from_pem_file(trusts.path(loopback::CA)).unwrap())
         .unwrap();
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(versions)
         .unwrap()
@@ -352,7 +396,7 @@ pub(crate) fn fed() -> (mpsc::Sender<io::Result<Bytes>>, AnyBody) {
 
 type FrameStream = std::pin::Pin<Box<dyn futures::Stream<Item = io::Result<Frame<Bytes>>> + Send>>;
 
-/// `BoxBody` wants `Sync`, which a stream behind a lock is.
+/// `BoxBody` requires `Sync`, which a stream behind a lock is.
 struct SyncStream(Mutex<FrameStream>);
 
 impl futures::Stream for SyncStream {

@@ -1,23 +1,37 @@
 //! The admin listener: `/healthz`, `/readyz`, `/metrics`, and `POST /drain` where a part can be
-//! drained. It is for operators and balancers, not for the internet: it has no authentication and
-//! says nothing secret.
+//! drained. It is for operators and balancers, not for the internet: what it tells is not secret
+//! and needs no authentication, and `POST /drain` needs a token.
+
+mod connections;
+mod drain_token;
 
 use crate::{Readiness, Shutdown};
 use axum::{
     Router,
-    extract::State,
-    http::{StatusCode, header},
+    extract::{Request, State},
+    http::{HeaderMap, StatusCode, header},
+    middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use prometheus::{Encoder, IntGauge, Registry, TextEncoder, core::Collector, proto::MetricFamily};
+use prometheus::{
+    Encoder, IntCounter, IntGauge, Registry, TextEncoder, core::Collector, proto::MetricFamily,
+};
 use std::io;
 use tokio::{net::TcpListener, runtime::Handle};
 
+pub use drain_token::DrainToken;
+
 /// Serves until `shutdown`. The caller binds, so that tests can use port 0.
 ///
-/// Keep it running through the drain, by giving it a [`Shutdown`] that comes last: a balancer
+/// Keep it running through the drain, by giving it the last [`Shutdown`]: a balancer
 /// learns from `/readyz` that it must send no more.
+///
+/// It holds at most 64 connections: a new one replaces the oldest that waits for a request. One
+/// has 10 s to send the head of a request and lives 60 s in all.
+///
+/// # Errors
+/// The listener fails in a way that does not pass.
 pub async fn run(
     listener: TcpListener,
     registry: Registry,
@@ -27,31 +41,54 @@ pub async fn run(
     serve(listener, router(registry, readiness), shutdown).await
 }
 
-/// The same with `POST /drain`, which calls `drain` and answers 202 at once: for whoever takes a
-/// part out of service without a signal to its process, such as a pod's `preStop` hook. `drain`
-/// must bear to be called again.
+/// The same with `POST /drain`, which calls `drain` and answers 202 at once: to take a
+/// component out of service without a signal to its process, as a pod's `preStop` hook does.
+/// `drain` must bear to be called again.
+///
+/// Only a client with the token may do so, as `Authorization: Bearer …`, and never a web page: a request
+/// with an `Origin`, or for a host by a name with a dot, is refused with 403.
+///
+/// # Errors
+/// As [`run`].
 pub async fn run_with_drain(
     listener: TcpListener,
     registry: Registry,
     readiness: Readiness,
+    token: DrainToken,
     drain: impl Fn() + Clone + Send + Sync + 'static,
     shutdown: Shutdown,
 ) -> io::Result<()> {
-    let ask = async move || {
-        drain();
-        (StatusCode::ACCEPTED, "draining\n")
+    let ask = async move |headers: HeaderMap| match token.check(&headers) {
+        Ok(()) => {
+            drain();
+            (StatusCode::ACCEPTED, "draining\n").into_response()
+        }
+        Err(denied) => {
+            tracing::warn!(reason = %denied, "a request to drain was refused");
+            denied.into_response()
+        }
     };
     let router = router(registry, readiness).route("/drain", post(ask));
     serve(listener, router, shutdown).await
 }
 
 async fn serve(listener: TcpListener, router: Router, shutdown: Shutdown) -> io::Result<()> {
-    let serve = axum::serve(listener, router).into_future();
-    // Not a graceful end: a scraper that never closes must not hold the process.
-    tokio::select! {
-        result = serve => result,
-        () = shutdown.requested() => Ok(()),
+    let is_loopback = listener.local_addr()?.ip().is_loopback();
+    let router = if is_loopback {
+        router.layer(middleware::from_fn(for_this_machine))
+    } else {
+        router
+    };
+    connections::serve(listener, router, shutdown).await
+}
+
+/// On a loopback listener: refuses a request for another host's name, which a web page can send
+/// here by having its own name resolve to 127.0.0.1 (DNS rebinding), to read the answer.
+async fn for_this_machine(request: Request, next: Next) -> Response {
+    if drain_token::is_of_a_machine(request.headers()) {
+        return next.run(request).await;
     }
+    (StatusCode::FORBIDDEN, "ask for an address or localhost\n").into_response()
 }
 
 /// The routes alone, for a part that has an axum server already.
@@ -76,6 +113,7 @@ async fn metrics(State(registry): State<Registry>) -> Response {
     let mut body = Vec::new();
     let mut families = registry.gather();
     families.extend(tasks());
+    families.extend(left_out());
     match encoder.encode(&families, &mut body) {
         Ok(()) => (
             [(header::CONTENT_TYPE, encoder.format_type().to_owned())],
@@ -89,7 +127,16 @@ async fn metrics(State(registry): State<Registry>) -> Response {
     }
 }
 
-/// How many tasks live in this runtime, which tells of any that nobody ends.
+fn left_out() -> Vec<MetricFamily> {
+    let help = "lines left out of the log because there were too many like them";
+    let Ok(counter) = IntCounter::new("throwline_log_lines_left_out_total", help) else {
+        return Vec::new();
+    };
+    counter.inc_by(crate::telemetry::left_out());
+    counter.collect()
+}
+
+/// How many tasks live in this runtime: a rising number shows tasks that never end.
 fn tasks() -> Vec<MetricFamily> {
     let help = "tasks of the process that have not ended";
     let Ok(gauge) = IntGauge::new("throwline_tasks", help) else {
@@ -101,85 +148,4 @@ fn tasks() -> Vec<MetricFamily> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::time::Duration;
-    use tokio::{
-        io::{AsyncReadExt, AsyncWriteExt},
-        net::TcpStream,
-    };
-
-    async fn get(address: std::net::SocketAddr, path: &str) -> String {
-        ask(address, "GET", path).await
-    }
-
-    async fn ask(address: std::net::SocketAddr, method: &str, path: &str) -> String {
-        let mut stream = TcpStream::connect(address).await.unwrap();
-        let request = format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await.unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.unwrap();
-        answer
-    }
-
-    #[tokio::test]
-    async fn answers_and_stops() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let registry = Registry::new();
-        let counter = prometheus::IntCounter::new("throwline_test_total", "a test").unwrap();
-        registry.register(Box::new(counter)).unwrap();
-        let readiness = Readiness::new();
-        let listening = readiness.condition("listening");
-        let (trigger, shutdown) = Shutdown::new();
-        let server = tokio::spawn(run(listener, registry, readiness, shutdown));
-
-        assert!(get(address, "/healthz").await.starts_with("HTTP/1.1 200"));
-        let answer = get(address, "/readyz").await;
-        assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("listening: not yet"));
-        listening.ready();
-        assert!(get(address, "/readyz").await.starts_with("HTTP/1.1 200"));
-        assert!(
-            get(address, "/metrics")
-                .await
-                .contains("throwline_test_total 0")
-        );
-        assert!(
-            get(address, "/metrics")
-                .await
-                .contains("\nthrowline_tasks ")
-        );
-        assert!(get(address, "/else").await.starts_with("HTTP/1.1 404"));
-
-        // A scraper that stays does not hold the process.
-        let _open = TcpStream::connect(address).await.unwrap();
-        trigger.trigger();
-        let ended = tokio::time::timeout(Duration::from_secs(10), server).await;
-        ended.unwrap().unwrap().unwrap();
-    }
-
-    #[tokio::test]
-    async fn a_post_drains_and_a_get_does_not() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let (drain, drained) = Shutdown::new();
-        let drain = std::sync::Arc::new(drain);
-        let (trigger, shutdown) = Shutdown::new();
-        let server = tokio::spawn(run_with_drain(
-            listener,
-            Registry::new(),
-            Readiness::new(),
-            move || drain.trigger(),
-            shutdown,
-        ));
-        assert!(get(address, "/drain").await.starts_with("HTTP/1.1 405"));
-        assert!(!drained.is_requested());
-        for _ in 0..2 {
-            let answer = ask(address, "POST", "/drain").await;
-            assert!(answer.starts_with("HTTP/1.1 202"), "{answer}");
-        }
-        assert!(drained.is_requested());
-        trigger.trigger();
-        server.await.unwrap().unwrap();
-    }
-}
+mod tests;

@@ -1,4 +1,27 @@
 //! Draining is ownership: work in progress holds a guard, and the drain ends with the last one.
+//!
+//! ```
+//! use std::time::Duration;
+//! use throwline_ops::Drain;
+//!
+//! # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
+//! let drain = Drain::new();
+//! let guard = drain.guard();
+//! let work = tokio::spawn(async move {
+//!     // The request, the copy, the upload: while the guard lives, the process does not exit.
+//!     tokio::task::yield_now().await;
+//!     drop(guard);
+//! });
+//!
+//! // At shutdown, stop accepting, then wait for what has begun, within a grace period.
+//! assert_eq!(drain.drained_within(Duration::from_secs(60)).await, Ok(()));
+//! # work.await.unwrap();
+//!
+//! // Work that does not end is counted, and the caller decides what to do about it.
+//! let _stuck = drain.guard();
+//! assert_eq!(drain.drained_within(Duration::ZERO).await, Err(1));
+//! # });
+//! ```
 
 use std::time::Duration;
 use tokio::sync::watch;
@@ -18,10 +41,12 @@ impl Default for Drain {
 }
 
 impl Drain {
+    /// A drain with no guard held.
     pub fn new() -> Self {
         Self(watch::Sender::new(0))
     }
 
+    /// A guard for one piece of work.
     pub fn guard(&self) -> DrainGuard {
         self.0.send_modify(|held| *held += 1);
         DrainGuard(self.0.clone())
@@ -38,7 +63,10 @@ impl Drain {
         let _ = self.0.subscribe().wait_for(|held| *held == 0).await;
     }
 
-    /// The same, given up after `grace`; says how many guards were still held then.
+    /// The same, given up after `grace`.
+    ///
+    /// # Errors
+    /// The number of guards that were still held after `grace`.
     pub async fn drained_within(&self, grace: Duration) -> Result<(), usize> {
         match tokio::time::timeout(grace, self.drained()).await {
             Ok(()) => Ok(()),

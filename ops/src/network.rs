@@ -1,14 +1,20 @@
 //! When this machine's place in the network has changed: an address came or went, or the machine
 //! has slept. Connections made before may be dead without a word.
 
+#[cfg(target_os = "linux")]
+mod netlink;
+#[cfg(not(target_os = "linux"))]
+mod watcher;
+
 use std::net::IpAddr;
 use std::time::{Duration, Instant, SystemTime};
 
-use futures::StreamExt as _;
-use if_watch::IfEvent;
-use if_watch::tokio::IfWatcher;
+#[cfg(target_os = "linux")]
+use netlink::Addresses;
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, sleep};
+#[cfg(not(target_os = "linux"))]
+use watcher::Addresses;
 
 /// The system first tells the addresses that there are; nothing has changed by that.
 const FIRST: Duration = Duration::from_secs(1);
@@ -40,7 +46,7 @@ fn tell(changed: &watch::Sender<u64>) {
 }
 
 async fn addresses(changed: &watch::Sender<u64>) {
-    let mut watcher = match IfWatcher::new() {
+    let mut watcher = match Addresses::new() {
         Ok(watcher) => watcher,
         Err(error) => {
             // As in some sandboxes. A dead connection is then noticed by its silence.
@@ -49,12 +55,10 @@ async fn addresses(changed: &watch::Sender<u64>) {
         }
     };
     let start = Instant::now();
-    while let Some(event) = watcher.next().await {
-        match event {
-            Ok(IfEvent::Up(net) | IfEvent::Down(net))
-                if start.elapsed() > FIRST && is_a_way_out(net.addr()) =>
-            {
-                tracing::info!(address = %net.addr(), "the network has changed");
+    loop {
+        match watcher.next().await {
+            Ok(address) if start.elapsed() > FIRST && is_a_way_out(address) => {
+                tracing::info!(%address, "the network has changed");
                 sleep(SETTLE).await;
                 tell(changed);
             }

@@ -24,6 +24,7 @@ pub struct ReadinessGuard {
 }
 
 impl Readiness {
+    /// No part is registered, so the process is ready.
     pub fn new() -> Self {
         Self::default()
     }
@@ -43,6 +44,7 @@ impl Readiness {
         }
     }
 
+    /// Whether all registered parts are ready.
     pub fn is_ready(&self) -> bool {
         self.lock().declared.values().all(|(_, why)| why.is_none())
     }
@@ -63,10 +65,12 @@ impl Readiness {
 }
 
 impl ReadinessGuard {
+    /// This part is ready.
     pub fn ready(&self) {
         self.set(None);
     }
 
+    /// This part is not ready; `why` is shown by `/readyz`.
     pub fn not_ready(&self, why: impl Into<String>) {
         self.set(Some(why.into()));
     }

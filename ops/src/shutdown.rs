@@ -1,9 +1,9 @@
-//! One request to stop, seen by everybody who holds a [`Shutdown`].
+//! One request to stop, which every holder of a [`Shutdown`] sees.
 
 use std::io;
 use tokio_util::sync::CancellationToken;
 
-/// The side that waits to be told to stop. Cheap to clone.
+/// The side that waits for the request to stop. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Shutdown(CancellationToken);
 
@@ -12,7 +12,7 @@ pub struct Shutdown(CancellationToken);
 pub struct ShutdownTrigger(CancellationToken);
 
 impl Shutdown {
-    /// A pair: whoever holds the trigger decides.
+    /// A pair: the holder of the trigger decides.
     pub fn new() -> (ShutdownTrigger, Self) {
         let token = CancellationToken::new();
         (ShutdownTrigger(token.clone()), Self(token))
@@ -21,7 +21,10 @@ impl Shutdown {
     /// Requested by the first SIGINT or SIGTERM. Must be called within a tokio runtime.
     ///
     /// The returned [`SecondSignal`] ends at the next such signal: the caller's `main` then exits
-    /// at once, because a person who asks twice does not want to wait for a drain.
+    /// at once, because a second signal asks to skip the drain.
+    ///
+    /// # Errors
+    /// The signal handlers cannot be installed.
     pub fn from_signals() -> io::Result<(Self, SecondSignal)> {
         let mut signals = Signals::listen()?;
         let token = CancellationToken::new();
@@ -43,11 +46,7 @@ impl Shutdown {
         self.0.cancelled().await;
     }
 
-    /// The same for a task that must own what it awaits.
-    pub async fn requested_owned(self) {
-        self.0.cancelled_owned().await;
-    }
-
+    /// Whether a shutdown was requested.
     pub fn is_requested(&self) -> bool {
         self.0.is_cancelled()
     }
@@ -60,6 +59,7 @@ impl Shutdown {
 }
 
 impl ShutdownTrigger {
+    /// Requests the shutdown.
     pub fn trigger(&self) {
         self.0.cancel();
     }
@@ -76,6 +76,7 @@ impl Drop for ShutdownTrigger {
 pub struct SecondSignal(CancellationToken);
 
 impl SecondSignal {
+    /// Ends at the second signal.
     pub async fn received(&self) {
         self.0.cancelled().await;
     }

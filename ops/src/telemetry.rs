@@ -2,16 +2,23 @@
 //!
 //! **Invariant:** no control character, no escape sequence and no Unicode line separator from a
 //! field or message reaches the output; a peer cannot forge an event or repaint a terminal.
+//!
+//! **Invariant:** however fast peers do what is logged, a place in the code writes 100 lines a
+//! second at most, in the long run, and one a second of one peer.
 
-mod escape;
+pub(crate) mod escape;
 mod fields;
 mod line;
+mod rate_limit;
 
 use fields::{JsonFields, TextFields};
 use line::{JsonLine, TextLine};
+use rate_limit::RateLimited;
 use std::{env, fmt, io::IsTerminal, str::FromStr};
 use tracing::{Dispatch, dispatcher};
 use tracing_subscriber::{EnvFilter, fmt::MakeWriter, layer::SubscriberExt, registry};
+
+pub use rate_limit::left_out;
 
 /// The variable that overrides the filter, in the syntax of `tracing_subscriber::EnvFilter`:
 /// `debug`, `info,throwline_tunnel=trace`.
@@ -51,13 +58,23 @@ impl fmt::Display for LogFormat {
 /// Logging cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
+    /// The log filter cannot be parsed.
     #[error("the log filter {filter:?} (from {FILTER_VARIABLE}) is not understood: {reason}")]
-    Filter { filter: String, reason: String },
+    Filter {
+        /// The filter as it was given.
+        filter: String,
+        /// The parser's reason.
+        reason: String,
+    },
+    /// Logging was set up before.
     #[error("logging was set up already")]
     Twice,
 }
 
 /// Sends the process's events to stderr. `default_filter` holds unless `THROWLINE_LOG` is set.
+///
+/// # Errors
+/// The filter is invalid, or a subscriber is installed already.
 pub fn init(format: LogFormat, default_filter: &str) -> Result<(), TelemetryError> {
     let filter = env::var(FILTER_VARIABLE)
         .ok()
@@ -71,6 +88,9 @@ pub fn init(format: LogFormat, default_filter: &str) -> Result<(), TelemetryErro
 }
 
 /// The same with a writer of the caller's, for tests.
+///
+/// # Errors
+/// The filter is invalid.
 pub fn dispatch<W>(
     format: LogFormat,
     filter: &str,
@@ -92,7 +112,7 @@ where
                 layer
                     .with_ansi(colour)
                     .fmt_fields(TextFields)
-                    .event_format(TextLine),
+                    .event_format(RateLimited::new(TextLine)),
             )
             .into(),
         LogFormat::Json => registry
@@ -100,7 +120,7 @@ where
                 layer
                     .with_ansi(false)
                     .fmt_fields(JsonFields)
-                    .event_format(JsonLine),
+                    .event_format(RateLimited::new(JsonLine)),
             )
             .into(),
     })

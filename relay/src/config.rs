@@ -1,10 +1,12 @@
-//! What a relay can be told. Each knob's text gives its unit, its default and what the worst
+//! The configuration of a relay. Each knob's text gives its unit, its default and what the worst
 //! case costs.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use throwline_ops::Shares;
+use throwline_ops::admin::DrainToken;
 use throwline_tunnel::{carrier, mux, ws};
 use url::Url;
 
@@ -17,14 +19,16 @@ pub struct Config {
     pub tls: Tls,
     /// A name for this relay in challenges and logs. Default: random.
     pub instance: String,
-    /// The balancers that are believed when they name their client, by `X-Forwarded-For` or the
+    /// The balancers from which the name of a client is accepted, by `X-Forwarded-For` or the
     /// PROXY protocol. Default: none. An address in here can choose what limits, logs and the
-    /// audit see, and has no limit of its own on half-open connections; so it must be a
+    /// audit see, and has no limit on half-open connections; so it must be a
     /// balancer's that sets what it forwards, and no client's.
     pub trusted_proxies: Vec<IpNet>,
     /// Whether connections of `trusted_proxies` to the public listener begin with a header of
     /// the PROXY protocol, version 1 or 2. Default: no. If yes, one without is closed.
     pub proxy_protocol: bool,
+    /// What `POST /drain` on the admin listener must bring. Default: none, and no `/drain`.
+    pub drain_token: Option<DrainToken>,
     pub limits: Limits,
     pub timing: Timing,
     pub ws: ws::Config,
@@ -39,6 +43,7 @@ impl Config {
             instance: format!("relay-{:08x}", rand::random::<u32>()),
             trusted_proxies: Vec::new(),
             proxy_protocol: false,
+            drain_token: None,
             limits: Limits::default(),
             timing: Timing::default(),
             ws: ws::Config::default(),
@@ -53,7 +58,7 @@ pub enum Tls {
     /// This process, with a certificate of the authority's for the public URL's host, renewed
     /// at two thirds of its life. Peers trust it by the pin in their tokens.
     Own,
-    /// This process, with a certificate of somebody else's; the files are read again when they
+    /// This process, with a certificate of another authority; the files are read again when they
     /// change.
     Files { cert: PathBuf, key: PathBuf },
     /// A balancer in front. The listener then speaks plain HTTP and must be reachable by the
@@ -62,7 +67,7 @@ pub enum Tls {
 }
 
 /// How much of each thing there may be. A refusal for one of them carries the code `limit`, is
-/// counted in `throwline_relay_refusals_total`, and tells the peer when to try again.
+/// counted in `throwline_relay_refusals_total`, and the peer receives a time to try again.
 #[derive(Debug, Clone)]
 pub struct Limits {
     /// Carriers in all. Default 20,000: twice what the design puts on one relay. Worst case:
@@ -71,13 +76,18 @@ pub struct Limits {
     /// Carriers of one identity. Default 32: two per agent replica, twice that while they are
     /// rotated, and a user's several machines. A thief of one key can hold this many.
     pub carriers_per_identity: usize,
-    /// Lines of one user, over all clusters and machines. Default 4,096: the 200 parallel
-    /// connections of a port-forward for 20 terminals at once. Worst case: two splice buffers
-    /// of 64 KiB and two mux windows of 256 KiB each that stall, see `splice` and `mux`.
+    /// Lines of one user at this relay, over all clusters and machines. Default 512: a kubectl
+    /// needs one for each exec, port-forward or cp, and a few for everything else. Worst case: two
+    /// splice buffers of 64 KiB and two mux windows of 256 KiB each that stall, so 320 MiB.
     pub lines_per_user: usize,
+    /// Lines of one user on one carrier of an agent or to another relay, which has
+    /// `mux.max_streams` (1,024) for all users. Default 256. The last quarter of a carrier's
+    /// streams is reserved for users with less than a sixteenth of their share.
+    pub lines_per_user_and_carrier: usize,
     /// Lines of all users to one cluster. Default 8,192.
     pub lines_per_cluster: usize,
-    /// Lines of all users to all clusters. Default 50,000. Worst case: a few KiB each while idle,
+    /// Lines of all users to all clusters, of which the last quarter is reserved like a carrier's.
+    /// Default 50,000. Worst case: a few KiB each while idle,
     /// and what `buffered_bytes` allows.
     pub lines: usize,
     /// Bytes of all lines' splice buffers. Default 512 MiB: 4,096 lines that move bytes both ways
@@ -88,9 +98,10 @@ pub struct Limits {
     pub buffered_bytes_per_user: u64,
     /// The same of the lines to one cluster. Default 128 MiB.
     pub buffered_bytes_per_cluster: u64,
-    /// Handshakes (TLS and proof) that the relay takes on in a second, after as many at once.
-    /// Default 200, about a fifth of a core. More wait up to 2 s, and beyond that are answered 503
-    /// with the moment to come again, 30 s away at most.
+    /// Handshakes (TLS and proof) that the relay takes on in a second at most, after as many at
+    /// once. Default 200, about a fifth of a core. On a machine that cannot do so many it takes on
+    /// fewer: as many as it was measured to complete in time. More wait up to 5 s, each network in
+    /// its turn; beyond that they are rejected before TLS, with a time to retry after of 30 s at most.
     pub handshakes_per_second: u32,
     /// Streams that a peer may have open on one carrier; how many the relay opens to an agent
     /// is `mux.max_streams`. Default 1,024, and at most 65,536. Worst case: see `mux::Config`.
@@ -119,12 +130,20 @@ pub struct Limits {
     pub remembered_assertions: usize,
 }
 
+impl Config {
+    /// The streams of one carrier, to be shared among the users whose lines it carries.
+    pub(crate) fn lines_of_a_carrier(&self) -> Shares {
+        Shares::new(self.mux.max_streams, self.limits.lines_per_user_and_carrier)
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {
             carriers: 20_000,
             carriers_per_identity: 32,
-            lines_per_user: 4_096,
+            lines_per_user: 512,
+            lines_per_user_and_carrier: 256,
             lines_per_cluster: 8_192,
             lines: 50_000,
             buffered_bytes: 512 << 20,
@@ -171,6 +190,10 @@ pub struct Timing {
     pub drain_timeout: Duration,
     /// Over how long peers spread their move to another relay when this one drains. Default 10 s.
     pub drain_spread: Duration,
+    /// How long two processes of an agent must have been connected with one certificate before that is
+    /// reported. Default 2 min: one that was killed may seem to be there for the carrier's
+    /// `dead_after`.
+    pub double_after: Duration,
     /// Heartbeats and deadlines of the carriers.
     pub carrier: carrier::Timing,
 }
@@ -187,6 +210,7 @@ impl Default for Timing {
             agent_answer: Duration::from_secs(4),
             drain_timeout: Duration::from_secs(300),
             drain_spread: Duration::from_secs(10),
+            double_after: Duration::from_secs(120),
             carrier: carrier::Timing::default(),
         }
     }

@@ -1,11 +1,13 @@
 //! The public meeting point of agents and users: authenticates carriers, routes sealed lines.
 //!
 //! ```text
-//! listener ─ public ─ accept ─ session ─┬ open ─ registry, policy ─ splice
-//!   TCP, TLS  HTTP     who?     a carrier ├ list
-//!                                        └ renew
-//! peers: the same between relays, for lines to agents that are connected to another one
+//! relay ─ http ─────── session ─ routing ─ registry ─ limits, metrics, config
+//!         TCP, TLS,     a carrier  a line
+//!         who is it?
 //! ```
+//!
+//! Folders import in this order only, and each has a struct that owns its dependencies: `Listener`,
+//! `Sessions`, `Router`. `relay` builds them.
 //!
 //! **Invariant:** a line goes where the identities say that two carriers have proved; `Host`,
 //! path and everything else that a peer merely claims decide nothing.
@@ -13,46 +15,41 @@
 //! **Invariant:** the relay never holds a key of a sealed session, so it copies bytes that it
 //! cannot read.
 
-pub mod accept;
+#![warn(clippy::mod_module_files)]
+
+mod clock;
 mod config;
-mod control;
-mod enrol;
 mod error;
-mod half_open;
-mod list;
-mod listener;
+mod http;
+mod lifecycle;
+mod limits;
+mod live;
 mod metrics;
-mod open;
-mod origin;
-mod pace;
-mod peers;
+mod peer;
 pub mod policy;
-mod proxy_header;
-mod public;
-mod rate;
+mod refusals;
 pub mod registry;
 mod relay;
-mod renew;
-mod replay;
-mod response;
+mod routing;
 mod session;
-mod tally;
 
-use throwline_certs::authority::Authority;
+use std::sync::Arc;
+
+use throwline_certs::Directory;
 use throwline_ops::Shutdown;
 use tokio::net::TcpListener;
 
+pub use self::http::{AssertionError, Authenticator, Body, Denied, VerifiedAssertion};
 pub use config::{Config, Limits, Timing, Tls};
-pub use error::Error;
+pub use error::{ConfigError, Error};
 pub use relay::Relay;
-pub use response::Body;
 
 /// Serves agents and users on `listener`, operators on `admin`, until `shutdown`; see
 /// [`Relay::run`].
 pub async fn run(
     listener: TcpListener,
     admin: Option<TcpListener>,
-    authority: Authority,
+    authority: Arc<dyn Directory>,
     config: Config,
     shutdown: Shutdown,
 ) -> Result<(), Error> {

@@ -9,10 +9,12 @@ use prometheus::proto::MetricFamily;
 use prometheus::{
     Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
+use throwline_ops::GaugeGuard;
 use throwline_tunnel::proto::messages::RefusalCode;
 use throwline_tunnel::splice::{Budget, Meter};
 
 use crate::config::Limits;
+use crate::live::EndReason;
 
 #[derive(Clone)]
 pub(crate) struct Metrics {
@@ -21,8 +23,11 @@ pub(crate) struct Metrics {
     pub(crate) accept_errors: IntCounter,
     pub(crate) handshakes: IntCounterVec,
     pub(crate) enrolments: IntCounterVec,
+    renewals: IntCounterVec,
+    pub(crate) double_agents: IntCounter,
     pub(crate) carriers: IntGaugeVec,
     pub(crate) lines: IntGauge,
+    ended: IntCounterVec,
     meter: Arc<Meter>,
     pub(crate) refusals: IntCounterVec,
     pub(crate) forwarded: IntCounterVec,
@@ -64,11 +69,30 @@ impl Metrics {
                 ),
                 &["outcome"],
             )?,
+            renewals: IntCounterVec::new(
+                Opts::new(
+                    "throwline_relay_renewals_total",
+                    "Renewals of certificates by how they ended; second-key: one certificate was \
+                     renewed with two keys",
+                ),
+                &["outcome"],
+            )?,
+            double_agents: IntCounter::new(
+                "throwline_relay_double_agents_total",
+                "Agents' carriers with a certificate that another process has too",
+            )?,
             carriers: IntGaugeVec::new(
                 Opts::new("throwline_relay_carriers", "Carriers that are up"),
                 &["role"],
             )?,
             lines: IntGauge::new("throwline_relay_lines", "Lines being spliced")?,
+            ended: IntCounterVec::new(
+                Opts::new(
+                    "throwline_relay_ended_total",
+                    "Carriers and lines that the relay has ended, by the reason",
+                ),
+                &["what", "reason"],
+            )?,
             meter: Arc::default(),
             refusals: IntCounterVec::new(
                 Opts::new(
@@ -128,8 +152,11 @@ impl Metrics {
         registry.register(Box::new(metrics.accept_errors.clone()))?;
         registry.register(Box::new(metrics.handshakes.clone()))?;
         registry.register(Box::new(metrics.enrolments.clone()))?;
+        registry.register(Box::new(metrics.renewals.clone()))?;
+        registry.register(Box::new(metrics.double_agents.clone()))?;
         registry.register(Box::new(metrics.carriers.clone()))?;
         registry.register(Box::new(metrics.lines.clone()))?;
+        registry.register(Box::new(metrics.ended.clone()))?;
         registry.register(Box::new(LineBytes::new(Arc::clone(&metrics.meter))?))?;
         registry.register(Box::new(metrics.refusals.clone()))?;
         registry.register(Box::new(metrics.forwarded.clone()))?;
@@ -138,7 +165,7 @@ impl Metrics {
         Ok(metrics)
     }
 
-    /// A limit of `throwline_relay_limits` has held somebody up.
+    /// Counts that a limit of `throwline_relay_limits` was reached.
     pub(crate) fn limited(&self, limit: &'static str) {
         self.limit_counter(limit).inc();
     }
@@ -160,8 +187,22 @@ impl Metrics {
         self.enrolments.with_label_values(&[outcome]).inc();
     }
 
+    pub(crate) fn renewal(&self, outcome: &'static str) {
+        self.renewals.with_label_values(&[outcome]).inc();
+    }
+
     pub(crate) fn refusal(&self, code: &'static str) {
         self.refusals.with_label_values(&[code]).inc();
+    }
+
+    pub(crate) fn carrier_ended(&self, reason: EndReason) {
+        let labels = ["carrier", reason.label()];
+        self.ended.with_label_values(&labels).inc();
+    }
+
+    pub(crate) fn line_ended(&self, reason: EndReason) {
+        let labels = ["line", reason.label()];
+        self.ended.with_label_values(&labels).inc();
     }
 
     pub(crate) fn opened(&self, after: Duration) {
@@ -174,29 +215,13 @@ impl Metrics {
     }
 
     /// Counts one carrier for as long as the guard lives.
-    pub(crate) fn carrier(&self, role: &'static str) -> Held {
-        Held::new(self.carriers.with_label_values(&[role]))
+    pub(crate) fn carrier(&self, role: &'static str) -> GaugeGuard {
+        GaugeGuard::new(&self.carriers.with_label_values(&[role]))
     }
 
     /// Counts one line for as long as the guard lives.
-    pub(crate) fn line(&self) -> Held {
-        Held::new(self.lines.clone())
-    }
-}
-
-/// One unit on a gauge, given back on drop.
-pub(crate) struct Held(IntGauge);
-
-impl Held {
-    fn new(gauge: IntGauge) -> Self {
-        gauge.inc();
-        Self(gauge)
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        self.0.dec();
+    pub(crate) fn line(&self) -> GaugeGuard {
+        GaugeGuard::new(&self.lines)
     }
 }
 
@@ -238,8 +263,8 @@ impl Collector for LineBytes {
     }
 }
 
-/// The limits by the names that [`Metrics::limited`] is told.
-fn named(limits: &Limits) -> [(&'static str, i64); 11] {
+/// The limits by their names in [`Metrics::limited`].
+fn named(limits: &Limits) -> [(&'static str, i64); 12] {
     let count = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
     let bytes = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
     [
@@ -250,6 +275,10 @@ fn named(limits: &Limits) -> [(&'static str, i64); 11] {
         ("handshakes", i64::from(limits.handshakes_per_second)),
         ("lines", count(limits.lines)),
         ("lines-per-user", count(limits.lines_per_user)),
+        (
+            "lines-per-user-and-carrier",
+            count(limits.lines_per_user_and_carrier),
+        ),
         ("lines-per-cluster", count(limits.lines_per_cluster)),
         ("buffers", bytes(limits.buffered_bytes)),
         ("buffers-per-user", bytes(limits.buffered_bytes_per_user)),
@@ -316,5 +345,6 @@ pub(crate) fn code_label(code: RefusalCode) -> &'static str {
         RefusalCode::Unauthenticated => "unauthenticated",
         RefusalCode::Unsupported => "unsupported",
         RefusalCode::InstanceGone => "instance-gone",
+        RefusalCode::Revoked => "revoked",
     }
 }

@@ -1,51 +1,38 @@
-//! The relay as a whole: what all its connections share, and the order in which it ends.
+//! The relay as a whole: runs its parts, and ends them in order.
+
+mod build;
+mod own_certificates;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::ServerConfig;
-use throwline_certs::authority::Authority;
-use throwline_certs::tls::{RelayCertificate, RelayIdentity, relay_server};
-use throwline_ops::{Drain, Readiness, Shutdown, admin};
-use throwline_tunnel::carrier::{AcceptConfig, IncomingStream};
-use throwline_tunnel::proto::messages::Refusal;
-use throwline_tunnel::splice::{self, Meter};
+use throwline_certs::Directory;
+use throwline_ops::{Readiness, ReadinessGuard, Shutdown, admin};
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
-use tracing::{debug, info, warn};
-use url::Url;
+use tracing::{info, warn};
 
-use crate::accept::Gate;
-use crate::config::{Config, Tls};
+use crate::config::Config;
 use crate::error::Error;
-use crate::half_open::HalfOpen;
-use crate::listener::{self, Door};
-use crate::metrics::{Metrics, code_label};
-use crate::origin::Trusted;
-use crate::pace::Pace;
-use crate::peers::{self, Peers};
+use crate::http::Listener;
+use crate::lifecycle::Lifecycle;
+use crate::limits::admission::HandshakeAdmission;
+use crate::live::LiveRegistry;
 use crate::policy::{Everyone, Policy};
-use crate::rate::RateLimit;
 use crate::registry::{Memory, Registry};
-use crate::session::Seats;
-use crate::tally::{Budgets, Tally};
+use crate::session::RevocationFeed;
+use own_certificates::OwnCertificates;
 
-/// How long the registry may take to tell of the drain.
-const TELL: Duration = Duration::from_secs(2);
-/// How long carriers may take to say goodbye when the relay ends.
-const GOODBYE: Duration = Duration::from_secs(5);
-/// Half of what the authority's pool has.
-const RECORDING: usize = 4;
-/// Beyond the spread, how long carriers have to move to other relays: a dial, and the end of the
-/// requests that are under way.
-const MOVE: Duration = Duration::from_secs(15);
+/// Why a relay that drains is not ready.
+const DRAINING: &str = "draining";
+/// How long the registry may take to announce the drain to the others.
+const ANNOUNCE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long carriers may take for their close handshakes when the relay ends.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A relay that has not begun yet.
 pub struct Relay {
-    authority: Authority,
+    authority: Arc<dyn Directory>,
     config: Config,
     registry: Arc<dyn Registry>,
     policy: Arc<dyn Policy>,
@@ -53,51 +40,22 @@ pub struct Relay {
     peers: Option<(TcpListener, String)>,
 }
 
-/// What every connection of one relay needs.
-pub(crate) struct Shared {
-    pub(crate) config: Config,
-    pub(crate) authority: Authority,
-    pub(crate) registry: Arc<dyn Registry>,
-    pub(crate) policy: Arc<dyn Policy>,
-    pub(crate) metrics: Metrics,
-    pub(crate) gate: Gate,
-    /// `None` where there is one relay.
-    pub(crate) peers: Option<Arc<Peers>>,
-    /// Who is believed about a client's address.
-    pub(crate) trusted: Trusted,
-    pub(crate) half_open: HalfOpen,
-    pub(crate) enrolments: RateLimit,
-    pub(crate) seats: Seats,
-    pub(crate) pace: Pace,
-    pub(crate) lines_in_all: Tally,
-    pub(crate) lines_per_user: Tally,
-    pub(crate) lines_per_cluster: Tally,
-    pub(crate) buffers_per_user: Budgets,
-    pub(crate) buffers_per_cluster: Budgets,
-    /// Held by each line.
-    pub(crate) lines: Drain,
-    /// Held by each carrier but those of other relays.
-    pub(crate) carriers: Drain,
-    /// Arrivals that are being written down: thousands come at once after an outage, and others
-    /// need the database too.
-    pub(crate) recording: Semaphore,
-    /// How many relays of the set take lines; 0 while that is not known.
-    pub(crate) relays: watch::Receiver<u32>,
-    pub(crate) splice: splice::Config,
-    pub(crate) meter: Arc<Meter>,
-    /// No new work, and peers should move.
-    pub(crate) draining: CancellationToken,
-    /// All ends now.
-    pub(crate) closing: CancellationToken,
-    pub(crate) tasks: TaskTracker,
-    pub(crate) started: Instant,
-    /// `None` where a balancer ends TLS.
-    pub(crate) tls: Option<Arc<ServerConfig>>,
+/// The parts of a relay that is about to run.
+struct Parts {
+    config: Config,
+    registry: Arc<dyn Registry>,
+    public: Arc<Listener>,
+    peers: Option<(TcpListener, Arc<Listener>)>,
+    admission: HandshakeAdmission,
+    revocations: Arc<RevocationFeed>,
+    live: Arc<LiveRegistry>,
+    own_certificates: OwnCertificates,
+    lifecycle: Lifecycle,
 }
 
 impl Relay {
     /// With a registry in memory, and open to every enrolled user.
-    pub fn new(authority: Authority, config: Config) -> Self {
+    pub fn new(authority: Arc<dyn Directory>, config: Config) -> Self {
         Self {
             authority,
             config,
@@ -108,9 +66,9 @@ impl Relay {
         }
     }
 
-    /// Takes lines from other relays of the set on `listener`, and leads lines to agents that are
+    /// Accepts lines from other relays of the set on `listener`, and forwards lines to agents that are
     /// connected to them. `address` (`HOST:PORT`) is how the others reach this listener; the
-    /// registry must tell them the same.
+    /// registry must announce the same address.
     #[must_use]
     pub fn peers(mut self, listener: TcpListener, address: String) -> Self {
         self.peers = Some((listener, address));
@@ -129,16 +87,20 @@ impl Relay {
         self
     }
 
-    /// Where the metrics are registered; a registry of its own otherwise.
+    /// Where the metrics are registered; otherwise in a new registry.
     #[must_use]
     pub fn metrics(mut self, metrics: prometheus::Registry) -> Self {
         self.metrics = metrics;
         self
     }
 
-    /// Serves until `shutdown` or `POST /drain` on `admin`, then drains: not ready, nobody new is
-    /// accepted, peers are told to move to the other relays if there are any, lines may end in
-    /// peace for a while, carriers are closed.
+    /// Serves until `shutdown` or `POST /drain` on `admin`, then drains: not ready, no new carriers
+    /// or lines, peers are asked to move to the other relays, lines may end in peace for a while,
+    /// carriers are closed. Without another relay there is nowhere to move: lines that can be resumed
+    /// wait for this relay's successor, and until the others have ended this relay serves as before.
+    ///
+    /// # Errors
+    /// [`Error`], where the relay could not begin, or its admin listener failed.
     pub async fn run(
         self,
         listener: TcpListener,
@@ -146,59 +108,62 @@ impl Relay {
         shutdown: Shutdown,
     ) -> Result<(), Error> {
         let readiness = Readiness::new();
-        let listening = readiness.condition("listening");
+        let listening = Arc::new(readiness.condition("listening"));
         let metrics = self.metrics.clone();
-        let (shared, peers) = self.into_shared()?;
-        let shared = Arc::new(shared);
+        let mut parts = self.build().await?;
+        // Before the first carrier: what was revoked while no relay ran stays outside.
+        let read = parts.revocations.refresh().await;
+        read.map_err(Error::Revocations)?;
 
         let (admin_trigger, admin_shutdown) = Shutdown::new();
-        let asked = CancellationToken::new();
+        let drain_requested = CancellationToken::new();
+        let drain_token = parts.config.drain_token.clone();
         let admin = admin.map(|listener| {
-            let asked = asked.clone();
-            let ask = move || asked.cancel();
-            let run = admin::run_with_drain(listener, metrics, readiness, ask, admin_shutdown);
-            tokio::spawn(run)
+            let (requested, listening) = (drain_requested.clone(), Arc::clone(&listening));
+            // Before the answer, so that a relay that has answered is unready.
+            let request = move || {
+                listening.not_ready(DRAINING);
+                requested.cancel();
+            };
+            tokio::spawn(async move {
+                match drain_token {
+                    Some(token) => {
+                        admin::run_with_drain(
+                            listener,
+                            metrics,
+                            readiness,
+                            token,
+                            request,
+                            admin_shutdown,
+                        )
+                        .await
+                    }
+                    None => admin::run(listener, metrics, readiness, admin_shutdown).await,
+                }
+            })
         });
         listening.ready();
         info!(
-            url = %shared.config.public_url,
-            instance = %shared.config.instance,
+            url = %parts.config.public_url,
+            instance = %parts.config.instance,
             "the relay is up"
         );
 
-        if let (Some(listener), Some(peers)) = (peers, &shared.peers) {
-            let door = Door::Peers(Arc::clone(peers));
-            shared
-                .tasks
-                .spawn(listener::run(listener, Arc::clone(&shared), door));
-        }
-        let accepting = listener::run(listener, Arc::clone(&shared), Door::Public);
+        // Behind the first list of revocations, since this starts the listener for peers.
+        parts.spawn();
+        let accepting = Arc::clone(&parts.public).run(listener);
         let drain = async {
             tokio::select! {
                 () = shutdown.requested() => {}
-                () = asked.cancelled() => {}
+                () = drain_requested.cancelled() => {}
             }
-            info!(lines = shared.lines.in_progress(), "the relay is draining");
-            listening.not_ready("draining");
-            shared.draining.cancel();
-            // So that the others prefer other ways. Without the database they find out by trying.
-            let _ = tokio::time::timeout(TELL, shared.registry.drain()).await;
-            shared.emptied().await;
+            parts.drain(&listening).await;
         };
         // The listener ends with the drain's beginning, and is closed then.
         tokio::join!(accepting, drain);
+        parts.close().await;
 
-        shared.closing.cancel();
-        shared.tasks.close();
-        if tokio::time::timeout(GOODBYE, shared.tasks.wait())
-            .await
-            .is_err()
-        {
-            warn!(
-                tasks = shared.tasks.len(),
-                "some carriers did not end in time"
-            );
-        }
+        // The admin listener ends last, so that /readyz and /metrics answer during the drain.
         admin_trigger.trigger();
         if let Some(admin) = admin {
             match admin.await {
@@ -209,166 +174,63 @@ impl Relay {
         info!("the relay is down");
         Ok(())
     }
+}
 
-    fn into_shared(self) -> Result<(Shared, Option<TcpListener>), Error> {
-        let config = self.config;
-        let limits = &config.limits;
-        check(&config)?;
-        let metrics = Metrics::register(&self.metrics, limits)?;
-        let gate = |audience: &Url| {
-            Gate::new(
-                self.authority.validator().clone(),
-                audience,
-                config.timing.clock_tolerance,
-                limits.remembered_assertions,
-                AcceptConfig {
-                    instance: config.instance.clone(),
-                    relays: 0,
-                    timing: config.timing.carrier.clone(),
-                    ws: config.ws.clone(),
-                    mux: config.mux.clone(),
-                    max_streams: limits.streams_per_carrier,
-                },
-            )
-        };
-        let (peer_listener, peers) = match self.peers {
-            None => (None, None),
-            Some((listener, address)) => {
-                let url = peers::audience(&address).ok_or_else(|| {
-                    Error::Config(format!("the address for peers {address} is not HOST:PORT"))
-                })?;
-                let identity = RelayIdentity::new(self.authority.clone(), &config.instance);
-                let identity = Arc::new(identity.map_err(Error::Tls)?);
-                let peers = Peers::new(identity, gate(&url), config.clone(), metrics.clone())?;
-                (Some(listener), Some(Arc::new(peers)))
-            }
-        };
-        let gate = gate(&config.public_url).of_set(self.registry.relays());
-        let trusted = Trusted::new(&config.trusted_proxies);
-        let clients_are_known = config.tls != Tls::Plaintext || !trusted.is_empty();
-        if !clients_are_known {
+impl Parts {
+    /// Starts everything but the public listener.
+    fn spawn(&mut self) {
+        let tasks = &self.lifecycle.tasks;
+        let closing = &self.lifecycle.closing;
+        let (revocations, token) = (Arc::clone(&self.revocations), closing.clone());
+        tasks.spawn(async move { revocations.run(token).await });
+        let (admission, token) = (self.admission.clone(), closing.clone());
+        tasks.spawn(async move { token.run_until_cancelled(admission.drive()).await });
+        let (certificates, token) = (std::mem::take(&mut self.own_certificates), closing.clone());
+        tasks.spawn(async move { token.run_until_cancelled(certificates.keep_fresh()).await });
+        if let Some((tcp, listener)) = self.peers.take() {
+            tasks.spawn(listener.run(tcp));
+        }
+    }
+
+    /// Ends when no carrier and no line needs this relay any more, or after the drain's timeout.
+    async fn drain(&self, listening: &ReadinessGuard) {
+        let (lifecycle, timing) = (&self.lifecycle, &self.config.timing);
+        info!(
+            lines = lifecycle.lines.in_progress(),
+            "the relay is draining"
+        );
+        listening.not_ready(DRAINING);
+        let relays = self.registry.relays();
+        if *relays.borrow() == 1 {
+            lifecycle.lines_ended(timing).await;
+            // First the end, so that carriers are not asked to move: there is nowhere to move.
+            self.end_all();
+            lifecycle.draining.cancel();
+            return;
+        }
+        lifecycle.draining.cancel();
+        // So that the others prefer other routes. Without the database they find out by trying.
+        let _ = tokio::time::timeout(ANNOUNCE_TIMEOUT, self.registry.drain()).await;
+        let has_other_relays = *relays.borrow() > 0;
+        lifecycle.emptied(timing, has_other_relays).await;
+    }
+
+    fn end_all(&self) {
+        self.lifecycle.closing.cancel();
+        self.live.close();
+    }
+
+    /// Ends everything, and waits for it.
+    async fn close(&self) {
+        let lifecycle = &self.lifecycle;
+        self.end_all();
+        lifecycle.tasks.close();
+        let ended = tokio::time::timeout(CLOSE_TIMEOUT, lifecycle.tasks.wait());
+        if ended.await.is_err() {
             warn!(
-                "every client will have the balancer's address in limits, logs and the audit; \
-                 name the balancer with --trust-proxy"
+                tasks = lifecycle.tasks.len(),
+                "some carriers did not end in time"
             );
         }
-        let shared = Shared {
-            gate,
-            peers,
-            trusted,
-            half_open: HalfOpen::new(
-                limits.half_open,
-                clients_are_known.then_some(limits.half_open_per_address),
-                metrics.half_open.clone(),
-                metrics.half_open_shed.clone(),
-            ),
-            enrolments: RateLimit::new(limits.enrolment_burst, limits.enrolments_per_minute),
-            seats: Seats::new(limits.carriers, limits.carriers_per_identity),
-            pace: Pace::new(limits.handshakes_per_second),
-            lines_in_all: Tally::new(limits.lines),
-            lines_per_user: Tally::new(limits.lines_per_user),
-            lines_per_cluster: Tally::new(limits.lines_per_cluster),
-            buffers_per_user: Budgets::new(
-                limits.buffered_bytes_per_user,
-                metrics.limit_counter("buffers-per-user"),
-            ),
-            buffers_per_cluster: Budgets::new(
-                limits.buffered_bytes_per_cluster,
-                metrics.limit_counter("buffers-per-cluster"),
-            ),
-            lines: Drain::new(),
-            carriers: Drain::new(),
-            recording: Semaphore::new(RECORDING),
-            relays: self.registry.relays(),
-            splice: splice::Config {
-                budgets: vec![metrics.buffers()],
-                ..splice::Config::default()
-            },
-            meter: metrics.meter(),
-            metrics,
-            draining: CancellationToken::new(),
-            closing: CancellationToken::new(),
-            tasks: TaskTracker::new(),
-            started: Instant::now(),
-            tls: tls(&config, &self.authority)?,
-            registry: self.registry,
-            policy: self.policy,
-            authority: self.authority,
-            config,
-        };
-        Ok((shared, peer_listener))
     }
-}
-
-impl Shared {
-    /// Waits until nobody needs this relay any more, at most the drain's timeout.
-    async fn emptied(&self) {
-        let timing = &self.config.timing;
-        let end = Instant::now() + timing.drain_timeout;
-        // Without another relay there is nowhere to go; what has no line is then only closed.
-        if *self.relays.borrow() > 0 {
-            let to_move = (timing.drain_spread + MOVE).min(timing.drain_timeout);
-            if let Err(carriers) = self.carriers.drained_within(to_move).await {
-                info!(carriers, "some carriers have not moved yet");
-            }
-        }
-        let left = end.saturating_duration_since(Instant::now());
-        if let Err(lines) = self.lines.drained_within(left).await {
-            warn!(lines, "cut lines that did not end in time");
-        }
-    }
-
-    /// A balancer may or may not have taken off the public URL's path.
-    pub(crate) fn path_below_prefix<'p>(&self, path: &'p str) -> &'p str {
-        let prefix = self.config.public_url.path().trim_end_matches('/');
-        match path.strip_prefix(prefix) {
-            Some(below) if below.starts_with('/') => below,
-            _ => path,
-        }
-    }
-
-    /// Refuses a stream: the one place, so that each refusal is counted.
-    pub(crate) async fn refuse(&self, stream: IncomingStream, refused: Refusal) {
-        self.metrics.refusal(code_label(refused.code()));
-        debug!(code = ?refused.code(), reason = %refused, "refused a stream");
-        stream.refuse(refused).await;
-    }
-}
-
-fn tls(config: &Config, authority: &Authority) -> Result<Option<Arc<ServerConfig>>, Error> {
-    let certificate = match &config.tls {
-        Tls::Plaintext => return Ok(None),
-        Tls::Own => RelayCertificate::Own {
-            authority,
-            public_url: &config.public_url,
-        },
-        Tls::Files { cert, key } => RelayCertificate::Files {
-            cert: cert.clone(),
-            key: key.clone(),
-        },
-    };
-    relay_server(certificate).map(Some).map_err(Error::Tls)
-}
-
-fn check(config: &Config) -> Result<(), Error> {
-    let scheme = config.public_url.scheme();
-    if !matches!(scheme, "http" | "https") || config.public_url.host().is_none() {
-        return Err(Error::Config(format!(
-            "the public URL {} is not https://HOST[:PORT]",
-            config.public_url
-        )));
-    }
-    if config.limits.streams_per_carrier == 0 || config.limits.carriers == 0 {
-        return Err(Error::Config(
-            "a relay without carriers or streams would serve nobody".into(),
-        ));
-    }
-    if config.proxy_protocol && config.trusted_proxies.is_empty() {
-        return Err(Error::Config(
-            "the PROXY protocol is only believed of balancers that are named; name them with \
-             --trust-proxy"
-                .into(),
-        ));
-    }
-    Ok(())
 }

@@ -16,26 +16,48 @@ impl From<WireError> for io::Error {
 
 /// Reads one message with a 16-bit length. An end before the first byte is `UnexpectedEof`, like
 /// an end in the middle. Put a deadline around it.
+///
+/// # Errors
+/// The stream fails or ends, or the message is malformed or longer than `cap`.
 pub async fn read<M, S>(stream: &mut S, cap: usize) -> io::Result<M>
 where
     M: prost::Message + Default,
     S: AsyncRead + Unpin,
 {
     let len = usize::from(stream.read_u16().await?);
-    body(stream, len, cap).await
+    let bytes = bytes(stream, len, cap).await?;
+    M::decode(bytes).map_err(|error| WireError::Malformed(error).into())
 }
 
 /// Reads one message with a 32-bit length.
+///
+/// # Errors
+/// As [`read`].
 pub async fn read_long<M, S>(stream: &mut S, cap: usize) -> io::Result<M>
 where
     M: prost::Message + Default,
     S: AsyncRead + Unpin,
 {
+    let bytes = read_long_bytes(stream, cap).await?;
+    M::decode(bytes).map_err(|error| WireError::Malformed(error).into())
+}
+
+/// Reads the bytes of one message with a 32-bit length, to be decoded with more care.
+///
+/// # Errors
+/// As [`read`], without decoding.
+pub async fn read_long_bytes<S: AsyncRead + Unpin>(
+    stream: &mut S,
+    cap: usize,
+) -> io::Result<BytesMut> {
     let len = stream.read_u32().await?;
-    body(stream, usize::try_from(len).unwrap_or(usize::MAX), cap).await
+    bytes(stream, usize::try_from(len).unwrap_or(usize::MAX), cap).await
 }
 
 /// Writes one message with a 16-bit length, and flushes.
+///
+/// # Errors
+/// The stream fails, or the message is longer than `cap`.
 pub async fn write<M, S>(stream: &mut S, message: &M, cap: usize) -> io::Result<()>
 where
     M: prost::Message,
@@ -47,6 +69,9 @@ where
 }
 
 /// Writes one message with a 32-bit length, and flushes.
+///
+/// # Errors
+/// As [`write()`].
 pub async fn write_long<M, S>(stream: &mut S, message: &M, cap: usize) -> io::Result<()>
 where
     M: prost::Message,
@@ -57,11 +82,11 @@ where
     stream.flush().await
 }
 
-async fn body<M, S>(stream: &mut S, len: usize, cap: usize) -> io::Result<M>
-where
-    M: prost::Message + Default,
-    S: AsyncRead + Unpin,
-{
+async fn bytes<S: AsyncRead + Unpin>(
+    stream: &mut S,
+    len: usize,
+    cap: usize,
+) -> io::Result<BytesMut> {
     if len > cap {
         return Err(WireError::TooLarge { len, cap }.into());
     }
@@ -73,7 +98,7 @@ where
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
     }
-    M::decode(buf).map_err(|error| WireError::Malformed(error).into())
+    Ok(buf)
 }
 
 #[cfg(test)]

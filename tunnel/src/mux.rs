@@ -1,9 +1,9 @@
-//! Streams on a carrier: yamux, with its traps answered.
+//! Streams on a carrier: yamux, with its traps avoided.
 //!
 //! | trap of yamux 0.14 | answer |
 //! |---|---|
-//! | a reset reads as a clean end | [`Stream`] reports it as an error where it can tell; ends that matter are said in-band ([`crate::line`]) |
-//! | closing and then dropping leaves a writing peer hanging | a dropped half-closed stream is drained by the driver, then reset ([`Linger`]) |
+//! | a reset reads as a clean end | [`Stream`] reports it as an error where it can tell; ends that matter are signalled in-band ([`crate::line`]) |
+//! | closing and then dropping leaves a writing peer hanging | a dropped half-closed stream is drained by the driver, then reset (`Linger`) |
 //! | closing the connection leaves local readers hanging | it is never closed, only dropped, which wakes them |
 //! | the cap of streams kills the connection | own permits, both ways, well below the crate's cap |
 //! | nothing is sent until the opener writes | openers write their header at once |
@@ -13,21 +13,23 @@
 //! | an undriven connection stalls all streams | one driver task, which awaits no stream |
 //! | every frame is flushed | [`crate::ws`] corks |
 //! | windows grow without end | [`Config::window_growth`] |
-//! | setters assert in an order | one constructor, [`Config::yamux`] |
-//! | a pong that waits stops reading, on both ends for ever | pings are answered below yamux, in [`frames`] |
+//! | setters assert in an order | one constructor, `Config::yamux` |
+//! | a pong that waits stops reading, on both ends without end | pings are answered below yamux, in `frames` |
 //!
 //! Only this file names yamux.
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::io::{AsyncBufRead, AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc};
+use tokio::time::Instant;
 
-use crate::piece::SEALED;
-use crate::ramp::Ramp;
+use crate::sizes::SEALED_CHUNK;
+use crate::slow_start::SlowStart;
 use crate::ws::{WsDriver, WsIo};
 
 use self::frames::{Frames, Injector};
@@ -37,8 +39,8 @@ mod frames;
 /// What a stream's receive window starts with; fixed by yamux.
 const FIRST_WINDOW: usize = 256 * 1024;
 
-/// Longest payload of a frame that is sent: a piece of bulk whole. yamux' own limit is 16 KiB.
-const FRAME: usize = SEALED;
+/// Longest payload of a frame that is sent: a whole sealed chunk. yamux' own limit is 16 KiB.
+const FRAME: usize = SEALED_CHUNK;
 
 /// Streams that may exist beyond both caps before yamux itself gives up on the connection: those
 /// being refused.
@@ -76,7 +78,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// The largest cap that is taken seriously.
+    /// The largest cap that is accepted.
     const MOST: usize = 64 * 1024;
 
     pub(crate) fn outgoing_permits(&self) -> usize {
@@ -102,7 +104,7 @@ impl Config {
     }
 }
 
-/// Which end of the connection: decides who numbers its streams odd.
+/// Which end of the connection: the client numbers its streams odd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Side {
     Dialer,
@@ -172,26 +174,50 @@ fn to_io(error: yamux::ConnectionError) -> io::Error {
     }
 }
 
+/// Counts one stream of a carrier for as long as the stream, or what is left of it, exists.
+pub(crate) struct StreamPermit {
+    /// `None` only while dropping.
+    permit: Option<OwnedSemaphorePermit>,
+    released: Arc<Notify>,
+}
+
+impl StreamPermit {
+    /// `released` is notified after the permit was given back.
+    pub(crate) fn new(permit: OwnedSemaphorePermit, released: Arc<Notify>) -> Self {
+        Self {
+            permit: Some(permit),
+            released,
+        }
+    }
+}
+
+impl Drop for StreamPermit {
+    fn drop(&mut self) {
+        drop(self.permit.take());
+        self.released.notify_waiters();
+    }
+}
+
 /// A yamux stream before it is given a permit.
 pub(crate) struct Raw(yamux::Stream);
 
 impl Raw {
     pub(crate) fn into_stream(
         self,
-        permit: OwnedSemaphorePermit,
+        permit: StreamPermit,
         lingering: mpsc::UnboundedSender<Box<Linger>>,
     ) -> Stream {
         Stream {
             inner: Some((self.0, permit)),
             chunk: None,
-            ramp: Ramp::new(),
+            slow_start: SlowStart::new(Instant::now()),
             lingering,
             shut: false,
             ended: false,
         }
     }
 
-    /// A stream that is over the cap, to say so on it.
+    /// A stream that is over the cap, to send the refusal on it.
     pub(crate) fn into_refusal(self) -> impl AsyncWrite + Unpin {
         use tokio_util::compat::FuturesAsyncWriteCompatExt as _;
         self.0.compat_write()
@@ -201,17 +227,17 @@ impl Raw {
 /// One byte stream of a carrier.
 ///
 /// An end of data (`Ok` with nothing read) does not prove that the peer finished: a stream that
-/// was reset after this side had shut down its half reads the same. Where the end matters, say it
-/// in-band. A reset before that is an error of kind `ConnectionReset`.
+/// was reset after this side had shut down its half reads the same. Where the end matters, signal
+/// it in-band. A reset before that is an error of kind `ConnectionReset`.
 ///
-/// Dropping it tells the peer: by a reset, or, after `shutdown`, by discarding what still comes
-/// for a short while and then by a reset.
+/// Dropping it resets the stream; after `shutdown`, incoming data is first discarded for a short
+/// while.
 pub struct Stream {
     /// `None` only while dropping.
-    inner: Option<(yamux::Stream, OwnedSemaphorePermit)>,
+    inner: Option<(yamux::Stream, StreamPermit)>,
     /// A frame's payload, and how much of it was read.
     chunk: Option<(yamux::Packet, usize)>,
-    ramp: Ramp,
+    slow_start: SlowStart,
     lingering: mpsc::UnboundedSender<Box<Linger>>,
     shut: bool,
     ended: bool,
@@ -238,7 +264,7 @@ impl Stream {
     }
 }
 
-/// yamux says `WriteZero` for a stream or connection that is gone.
+/// yamux returns `WriteZero` for a stream or connection that is gone.
 fn gone(error: io::Error) -> io::Error {
     match error.kind() {
         io::ErrorKind::WriteZero => io::Error::new(io::ErrorKind::BrokenPipe, "stream was reset"),
@@ -323,15 +349,15 @@ impl AsyncWrite for Stream {
             return Poll::Ready(Ok(0));
         }
         let now = Instant::now();
-        self.ramp.look(now);
-        let n = buf.len().min(self.ramp.piece(FRAME));
+        self.slow_start.before_send(now);
+        let n = buf.len().min(self.slow_start.limit(FRAME));
         let n = ready!(futures::AsyncWrite::poll_write(
             self.inner()?,
             cx,
             &buf[..n]
         ))
         .map_err(gone)?;
-        self.ramp.on_sent(now, n);
+        self.slow_start.on_sent(now, n);
         Poll::Ready(Ok(n))
     }
 
@@ -366,10 +392,10 @@ impl Drop for Stream {
 }
 
 /// A dropped stream whose peer may still write. yamux would send it nothing, and a peer out of
-/// window would wait for ever.
+/// window would wait without end.
 pub(crate) struct Linger {
     stream: yamux::Stream,
-    _permit: OwnedSemaphorePermit,
+    _permit: StreamPermit,
     left: usize,
 }
 

@@ -1,7 +1,7 @@
 //! Reads more at once than it was asked for.
 //!
 //! rustls asks its socket for 4 KiB at a time, so that a record of 16 KiB costs five system calls.
-//! Between the two, this asks for [`AHEAD`] and hands out of it. What it reads into is given back
+//! Between the two, this asks for `AHEAD` and hands out of it. What it reads into is given back
 //! as soon as nothing waits in it: thousands of connections are idle.
 
 use std::io::{self, IoSlice};
@@ -24,6 +24,7 @@ pub struct ReadAhead<T> {
 }
 
 impl<T> ReadAhead<T> {
+    /// Reads `io` through a buffer.
     pub fn new(io: T) -> Self {
         Self {
             io,

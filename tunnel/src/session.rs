@@ -18,6 +18,9 @@ use crate::proto::line::resume::{Key, LABEL};
 pub const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// Opens a session as the local proxy.
+///
+/// # Errors
+/// The handshake fails, or the peer's certificate is not accepted.
 pub async fn connect<S>(
     line: Line<S>,
     config: Arc<rustls::ClientConfig>,
@@ -33,6 +36,9 @@ where
 }
 
 /// Accepts a session as the agent.
+///
+/// # Errors
+/// As [`connect`].
 pub async fn accept<S>(
     line: Line<S>,
     config: Arc<rustls::ServerConfig>,
@@ -46,7 +52,7 @@ where
     Ok(session)
 }
 
-/// From here on the line outlives its stream: both ends, and nobody else, have a secret.
+/// From here on the line outlives its stream: both ends have a secret that no relay has.
 fn arm<S, Side>(line: &Line<S>, tls: &rustls::ConnectionCommon<Side>) -> io::Result<()>
 where
     S: AsyncRead + AsyncWrite + Unpin,

@@ -2,13 +2,12 @@
 //!
 //! One task, one bounded buffer a direction, back-pressure by not reading. An end on one side
 //! half-closes the other; an error on one side delivers what was read before it and drops both. A
-//! side that takes no more is still read to its end: a server that has said all and closed may have
-//! said more than was passed on when the first byte to it came back as an error.
-//! It counts bytes and looks at none.
+//! side that takes no more is still read to its end: a server that has closed may have sent more than
+//! was passed on when the first write to it failed.
+//! It counts bytes and inspects none.
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -16,11 +15,15 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
+use crate::budget::Grant;
+
+pub use crate::budget::Budget;
+
 /// Knobs of a splice.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Bytes held a direction at most. Default 64 KiB. Cost: twice this while bulk moves; 2 KiB for
-    /// what comes in pieces smaller than that.
+    /// data that arrives in pieces smaller than that.
     pub buffer: usize,
     /// From the first error until both sides are dropped, at most. Default 5 s.
     pub drain: Duration,
@@ -46,77 +49,12 @@ impl Default for Config {
     }
 }
 
-/// Bytes of buffer that many splices share. Clones are the same budget.
-#[derive(Clone, Debug)]
-pub struct Budget(Arc<Shares>);
-
-#[derive(Debug)]
-struct Shares {
-    most: u64,
-    used: AtomicU64,
-    denied: AtomicU64,
-}
-
-impl Budget {
-    /// Of at most this many bytes.
-    pub fn new(most: u64) -> Self {
-        Self(Arc::new(Shares {
-            most,
-            used: AtomicU64::new(0),
-            denied: AtomicU64::new(0),
-        }))
-    }
-
-    /// Bytes held now.
-    pub fn used(&self) -> u64 {
-        self.0.used.load(Ordering::Relaxed)
-    }
-
-    /// How often it was used up when somebody asked.
-    pub fn denied(&self) -> u64 {
-        self.0.denied.load(Ordering::Relaxed)
-    }
-
-    /// A part, until it is dropped; `None` if less is left.
-    pub(crate) fn take(&self, bytes: u64) -> Option<Grant> {
-        let fits = |used: u64| Some(used + bytes).filter(|sum| *sum <= self.0.most);
-        let used = &self.0.used;
-        match used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits) {
-            Ok(_) => Some(Grant {
-                budget: self.clone(),
-                bytes,
-            }),
-            Err(_) => {
-                self.0.denied.fetch_add(1, Ordering::Relaxed);
-                None
-            }
-        }
-    }
-}
-
-/// A part of a budget; dropping it gives it back.
-#[derive(Debug)]
-pub(crate) struct Grant {
-    budget: Budget,
-    bytes: u64,
-}
-
-impl Grant {
-    pub(crate) fn bytes(&self) -> u64 {
-        self.bytes
-    }
-}
-
-impl Drop for Grant {
-    fn drop(&mut self) {
-        self.budget.0.used.fetch_sub(self.bytes, Ordering::Relaxed);
-    }
-}
-
 /// Bytes passed so far, readable while the splice runs.
 #[derive(Debug, Default)]
 pub struct Meter {
+    /// From the first side to the second.
     pub a_to_b: AtomicU64,
+    /// From the second side to the first.
     pub b_to_a: AtomicU64,
 }
 
@@ -134,20 +72,27 @@ pub enum End {
 }
 
 impl End {
+    /// Whether the reader's end of data was passed on.
     pub fn is_clean(&self) -> bool {
         matches!(self, Self::Clean)
     }
 }
 
+/// What became of one direction.
 #[derive(Debug)]
 pub struct Direction {
+    /// The bytes that were passed on.
     pub bytes: u64,
+    /// How it ended.
     pub end: End,
 }
 
+/// What became of a splice.
 #[derive(Debug)]
 pub struct Outcome {
+    /// From the first side to the second.
     pub a_to_b: Direction,
+    /// From the second side to the first.
     pub b_to_a: Direction,
 }
 
@@ -210,9 +155,13 @@ where
         }
         let moved = self.a_to_b.bytes + self.b_to_a.bytes != before;
         if self.a_to_b.has_failed() || self.b_to_a.has_failed() {
+            // An error fixes the deadline: bytes that still move do not extend it, or a slow reader
+            // would hold both streams open.
             let latest = Instant::now() + config.drain;
             let deadline = *self.deadline.get_or_insert(latest);
             self.deadline = Some(deadline.min(latest));
+            // A direction that waits for a failed side never becomes ready; what counts is that
+            // neither has anything left to deliver.
             if self.a_to_b.is_over(&self.b_to_a) && self.b_to_a.is_over(&self.a_to_b) {
                 return Poll::Ready(());
             }
@@ -220,6 +169,7 @@ where
             && let Some(wait) = config.half_closed
             && (moved || self.deadline.is_none())
         {
+            // Half-closed is a limit on idleness: each byte of the open direction restarts it.
             self.deadline = Some(Instant::now() + wait);
         }
         self.poll_timer(cx, config)
@@ -228,8 +178,11 @@ where
     /// Ends the splice at its deadline, and gives buffers back when nothing moves.
     fn poll_timer(&mut self, cx: &mut Context<'_>, config: &Config) -> Poll<()> {
         loop {
+            // A splice that is idle and holds no buffer has no timer: most streams of a carrier are
+            // idle.
             let holds = self.a_to_b.buf.capacity() + self.b_to_a.buf.capacity() > 0;
             let timer = match (&mut self.timer, self.deadline) {
+                // Set for the release of buffers, before there was a deadline.
                 (Some(timer), Some(deadline)) if timer.deadline() > deadline => {
                     timer.as_mut().reset(deadline);
                     timer
@@ -250,6 +203,8 @@ where
                 return Poll::Ready(());
             }
             let bytes = self.a_to_b.bytes + self.b_to_a.bytes;
+            // Only after a whole period without a byte, so that a stream in use does not allocate
+            // again and again.
             if bytes == self.seen {
                 self.a_to_b.release();
                 self.b_to_a.release();
@@ -335,6 +290,7 @@ impl Half {
             // of the reader is noticed.
             if self.read_end.is_none() && self.has_space(&config.budgets) {
                 if turns == TURN {
+                    // A fast reader must not starve the other direction.
                     cx.waker().wake_by_ref();
                     return Poll::Pending;
                 }
@@ -358,9 +314,12 @@ impl Half {
             if moved {
                 continue;
             }
+            // The writer has registered the waker; neither a flush nor the end of data may overtake
+            // these bytes.
             if !self.is_empty() {
                 return Poll::Pending;
             }
+            // Flushed only when nothing more is there, so that bulk is not cut into small frames.
             if self.unflushed {
                 ready!(Pin::new(&mut *writer).poll_flush(cx))?;
                 self.unflushed = false;
@@ -383,6 +342,8 @@ impl Half {
                 self.buf = Vec::new();
             }
         } else if self.end == self.buf.len() && self.start >= self.buf.len() / 2 {
+            // Only when half is free, so that copying costs at most as much as the bytes that were
+            // written.
             self.buf.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
         } else if self.end == self.buf.len() && self.buf.len() < self.size {
@@ -403,11 +364,13 @@ impl Half {
     ) -> Poll<()> {
         let before = self.end;
         let result = if self.buf.is_empty() {
+            // Onto the stack, so that a direction that waits holds no heap memory.
             let mut probe = [0; PROBE];
             let mut space = ReadBuf::new(&mut probe);
             let result = ready!(Pin::new(reader).poll_read(cx, &mut space));
             self.end = space.filled().len();
             if self.end > 0 {
+                // A probe that is filled suggests bulk behind it.
                 self.allocate(budgets, self.end == PROBE);
                 self.buf[..self.end].copy_from_slice(space.filled());
             }
@@ -450,7 +413,7 @@ impl Half {
     }
 
     /// Something has failed, and this direction has nothing more to deliver: not what was read,
-    /// nor what still can be. Nothing new is awaited for a side that said no more itself.
+    /// nor what still can be. Nothing new is awaited for a side that has sent its end.
     fn is_over(&self, other: &Self) -> bool {
         let awaits_nothing = self.read_end.is_some()
             || self.write_error.is_some()

@@ -27,9 +27,9 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode as WireCo
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error as WsError, Message, error::ProtocolError};
 
-use crate::piece::MESSAGE;
 use crate::proto::close::{CloseCode, CloseReason, ClosedBy};
-use crate::ramp::Ramp;
+use crate::sizes::WS_MESSAGE;
+use crate::slow_start::SlowStart;
 
 use self::counted::{Counted, Flood};
 
@@ -47,7 +47,7 @@ pub struct Config {
     /// Longest frame and message accepted; a longer one is answered with close code 1009 before
     /// anything is allocated for it. 256 KiB.
     pub max_message: usize,
-    /// Bytes gathered into one message at most; the first ones are smaller, see [`crate::ramp`].
+    /// Bytes gathered into one message at most; the first ones are smaller, see `crate::slow_start`.
     /// 48 KiB with its header.
     pub cork: usize,
 }
@@ -60,7 +60,7 @@ impl Default for Config {
             read_buffer: 4 * 1024,
             max_write_buffer: 256 * 1024,
             max_message: 256 * 1024,
-            cork: MESSAGE,
+            cork: WS_MESSAGE,
         }
     }
 }
@@ -83,7 +83,7 @@ const CONTROL_BURST: f64 = 100.0;
 const CONTROL_PER_SECOND: f64 = 10.0;
 
 /// Control bytes of the multiplexer may go this far over the cork: a pong must not wait behind
-/// back-pressure, or two flooding ends would stop each other for ever.
+/// back-pressure, or two flooding ends would deadlock.
 const CORK_RESERVE: usize = 4 * 1024;
 
 /// Longest reason in a close frame (RFC 6455 section 5.5: 125 bytes with the code).
@@ -99,10 +99,12 @@ pub fn accept_key(key: &[u8]) -> String {
     derive_accept_key(key)
 }
 
-/// Which end of the WebSocket this is: a client masks what it sends, a server insists on it.
+/// Which end of the WebSocket this is: a client masks what it sends, a server requires it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
+    /// Masks its frames.
     Client,
+    /// Rejects unmasked frames.
     Server,
 }
 
@@ -124,7 +126,7 @@ where
         inbound: Bytes::new(),
         cork: BytesMut::new(),
         cork_limit: config.cork.max(1024),
-        ramp: Ramp::new(),
+        slow_start: SlowStart::new(Instant::now()),
         unflushed: false,
         blocked: false,
         control: CONTROL_BURST,
@@ -140,10 +142,10 @@ struct Core<T> {
     inbound: Bytes,
     cork: BytesMut,
     cork_limit: usize,
-    ramp: Ramp,
+    slow_start: SlowStart,
     /// Messages were handed to tungstenite since the last complete flush.
     unflushed: bool,
-    /// A writer was told to wait since the driver last asked.
+    /// A writer was held back since the driver last checked.
     blocked: bool,
     control: f64,
     control_at: Instant,
@@ -171,6 +173,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Core<T> {
     fn on_message(&mut self, message: Option<Result<Message, WsError>>) {
         match message {
             Some(Ok(Message::Binary(bytes))) => {
+                // It moves no data and costs its sender as little as a ping.
                 if bytes.is_empty() {
                     self.take_control();
                 }
@@ -197,7 +200,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Core<T> {
                 });
                 self.end(ClosedBy::Peer, code, reason);
             }
-            Some(Err(error)) => self.fail(error),
+            Some(Err(error)) => self.fail(&error),
             None => self.end(ClosedBy::Network, CloseCode::Abnormal, ""),
         }
     }
@@ -213,9 +216,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Core<T> {
         }
     }
 
-    fn fail(&mut self, error: WsError) {
+    fn fail(&mut self, error: &WsError) {
         use ProtocolError::ResetWithoutClosingHandshake;
-        let (by, code) = match &error {
+        let (by, code) = match error {
             WsError::Capacity(_) => (ClosedBy::Us, CloseCode::TooBig),
             WsError::Protocol(ResetWithoutClosingHandshake)
             | WsError::ConnectionClosed
@@ -240,11 +243,13 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Core<T> {
         if self.ended.is_some() {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
+        // TCP's congestion window decays while idle, and with it the size of message that passes a
+        // hop in one round trip.
         if self.cork.is_empty() {
-            self.ramp.look(std::time::Instant::now());
+            self.slow_start.before_send(Instant::now());
         }
         // What was appended as control may have gone over it.
-        let limit = self.ramp.piece(self.cork_limit);
+        let limit = self.slow_start.limit(self.cork_limit);
         if self.cork.len() >= limit {
             match self.poll_uncork(cx) {
                 Poll::Ready(result) => result?,
@@ -254,7 +259,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Core<T> {
                 }
             }
         }
-        let limit = self.ramp.piece(self.cork_limit);
+        let limit = self.slow_start.limit(self.cork_limit);
         let n = buf.len().min(limit - self.cork.len());
         self.cork.extend_from_slice(&buf[..n]);
         Poll::Ready(Ok(n))
@@ -265,8 +270,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Core<T> {
         if let Err(error) = ready!(Pin::new(&mut self.ws).poll_ready(cx)) {
             return Poll::Ready(Err(self.write_failed(error)));
         }
-        self.ramp
-            .on_sent(std::time::Instant::now(), self.cork.len());
+        self.slow_start.on_sent(Instant::now(), self.cork.len());
         let message = Message::Binary(self.cork.split().freeze());
         self.unflushed = true;
         match Pin::new(&mut self.ws).start_send(message) {
@@ -293,9 +297,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Core<T> {
     }
 
     fn write_failed(&mut self, error: WsError) -> io::Error {
-        let text = error.to_string();
-        self.fail(error);
-        io::Error::new(io::ErrorKind::BrokenPipe, text)
+        self.fail(&error);
+        io::Error::new(io::ErrorKind::BrokenPipe, error)
     }
 }
 
@@ -356,6 +359,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin> WsDriver<T> {
         lock(&self.0).poll_flush(cx)
     }
 
+    /// Waits until everything written was handed to the connection.
+    ///
+    /// # Errors
+    /// The connection fails.
     pub async fn flush(&self) -> io::Result<()> {
         std::future::poll_fn(|cx| self.poll_flush(cx)).await
     }
@@ -420,7 +427,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> WsDriver<T> {
     }
 
     /// Sends what is corked and a close frame, then reads until the peer's answer, so that the
-    /// kernel does not cut the goodbye with a reset. Gives up after `deadline`.
+    /// kernel does not discard the close frame with a reset. Gives up after `deadline`.
     pub async fn close(&self, code: CloseCode, reason: &str, deadline: Duration) {
         let mut cut = reason.len().min(MAX_REASON);
         while !reason.is_char_boundary(cut) {
@@ -431,7 +438,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> WsDriver<T> {
             reason: reason[..cut].into(),
         };
         let goodbye = async {
-            // Bytes that the network does not take are not worth the goodbye.
+            // The close frame is not sent behind bytes that the network does not take.
             let half = deadline / 2;
             let _ = tokio::time::timeout(half, self.flush()).await;
             let mut frame = Some(Message::Close(Some(frame)));

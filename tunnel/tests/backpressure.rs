@@ -1,4 +1,4 @@
-//! Both sides flood, over a pipe far smaller than any window. Nobody may stop for ever.
+//! Both sides flood, over a pipe far smaller than any window. Neither side may deadlock.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 

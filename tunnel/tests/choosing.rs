@@ -9,7 +9,7 @@ use throwline_tunnel::carrier::{self, AcceptConfig, AcceptError, Connection, Dia
 
 const AT: [&str; 2] = ["relay-1", "relay-2"];
 
-/// A dial by somebody who is at the relays of [`AT`], to a relay that says this of itself.
+/// A dial by a dialer with carriers to the relays of [`AT`], to a relay that sends this about itself.
 async fn dial(
     instance: &str,
     relays: u32,

@@ -144,7 +144,7 @@ async fn mux_windows_and_credits_overrun_kill_the_tunnel_only() {
         };
         assert_ne!(ended.code, CloseCode::Internal, "{ended}");
     };
-    // A good header, and then more than the window for a stream that nobody reads.
+    // A good header, and then more than the window for a stream without a reader.
     let good = throwline_tunnel::proto::wire::encode(&header(), 4096).unwrap();
     let mut syn = mux(0, 1, 1, good.len() as u32, 0);
     syn.extend_from_slice(&good);
@@ -156,7 +156,7 @@ async fn mux_windows_and_credits_overrun_kill_the_tunnel_only() {
     // Credit that overflows.
     dies(vec![mux(1, 1, 1, u32::MAX, 0)]).await;
     dies(vec![mux(0, 1, 1, 0, 0), mux(1, 0, 1, u32::MAX, 0)]).await;
-    // A stream that only the other side may number, an unknown type, a pong nobody asked for.
+    // A stream that only the other side may number, an unknown type, an unsolicited pong.
     dies(vec![mux(0, 1, 2, 0, 0)]).await;
     dies(vec![mux(9, 0, 0, 0, 0)]).await;
     dies(vec![mux(3, 0, 0, 0, 0)]).await;
@@ -288,7 +288,7 @@ async fn refusals_reach_the_opener_with_their_words() {
 }
 
 #[tokio::test]
-async fn older_and_newer_peers_are_told_so() {
+async fn older_and_newer_peers_receive_the_version() {
     // A dialer of the future.
     let (raw, io) = pipe(64 * 1024);
     let accepting = tokio::spawn(carrier::accept(io, accept_config(), |_, _| Ok(())));
@@ -365,7 +365,7 @@ async fn a_dead_link_is_noticed_within_a_minute_and_a_live_one_kept() {
     assert!(dialed.carrier.round_trip().is_some());
     drop((dialed, accepted));
 
-    // A link that goes silent: the pipe stays open, and nobody is behind it.
+    // A link that goes silent: the pipe stays open, and its other end is not read.
     let (raw, connection) = raw_client().await;
     let began = tokio::time::Instant::now();
     let ended = connection.carrier.closed().await;
@@ -388,7 +388,7 @@ async fn a_network_that_takes_no_bytes_kills_the_tunnel() {
     };
     let (near, mut wire_near) = pipe(64 * 1024);
     let (far, mut wire_far) = pipe(64 * 1024);
-    // The wire forwards until it is told to stop.
+    // The wire forwards until it is stopped.
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let wire = tokio::spawn(async move {
         let forwarding = tokio::io::copy_bidirectional(&mut wire_near, &mut wire_far);

@@ -8,9 +8,10 @@ mod support;
 use std::time::Duration;
 
 use support::{accept, eventually, gone, pair, pattern, pipe, stream};
-use throwline_tunnel::line::{self, Line, LineError};
+use throwline_tunnel::budget::Budget;
+use throwline_tunnel::line::{self, Line, LineBudgets, LineError};
 use throwline_tunnel::proto::close::CloseCode;
-use throwline_tunnel::proto::line::{HEADER_LEN, MOST_WINDOW, ResetCode, WINDOW, kind, put};
+use throwline_tunnel::proto::line::{HEADER_LEN, MAX_WINDOW, ResetCode, WINDOW, kind, put};
 use throwline_tunnel::proto::messages::{LineHello, LineHelloReply};
 use throwline_tunnel::splice::{self, Meter, splice};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, copy, split};
@@ -21,7 +22,8 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let hello = LineHello::new([9; 16], Duration::ZERO);
-    let (opened, accepted) = tokio::join!(line::connect(a, hello), accept(b));
+    let (opened, accepted) =
+        tokio::join!(line::connect(a, hello, LineBudgets::default()), accept(b));
     (opened.unwrap(), accepted.unwrap())
 }
 
@@ -62,7 +64,7 @@ async fn a_writer_that_does_not_read_is_acknowledged_past_the_peers_data() {
     let bytes = pattern(3 * WINDOW as usize);
     let far = tokio::spawn(async move {
         let (mut reader, mut writer) = split(b);
-        // Data stands before the acknowledgements, and nobody reads it yet.
+        // Data stands before the acknowledgements, and is not read yet.
         let writing = writer.write_all(&[7; 500_000]);
         let mut got = vec![0; 3 * WINDOW as usize];
         let (wrote, read) = tokio::join!(writing, reader.read_exact(&mut got));
@@ -113,7 +115,10 @@ async fn reader_and_writer_in_different_tasks_both_wake() {
 async fn small_writes_leave_as_one_frame() {
     let (a, mut b) = pipe(64 * 1024);
     let hello = LineHello::new([1; 16], Duration::ZERO);
-    let (line, ()) = tokio::join!(line::connect(a, hello), answer_hello(&mut b));
+    let (line, ()) = tokio::join!(
+        line::connect(a, hello, LineBudgets::default()),
+        answer_hello(&mut b)
+    );
     let mut line = line.unwrap();
     // A SPDY frame header, as clients write it.
     for piece in [2, 2, 4, 4, 4, 1] {
@@ -144,7 +149,7 @@ async fn answer_hello(raw: &mut DuplexStream) {
     raw.write_all(&out).await.unwrap();
 }
 
-/// Everything a line says for ten bytes and its end, cut after every byte: only the whole is a
+/// Everything a line sends for ten bytes and its end, cut after every byte: only the whole is a
 /// clean end.
 #[tokio::test]
 async fn a_cut_at_any_point_is_never_a_clean_end() {
@@ -155,7 +160,10 @@ async fn a_cut_at_any_point_is_never_a_clean_end() {
     for cut in 0..=whole.len() {
         let (a, mut raw) = pipe(4096);
         let hello = LineHello::new([1; 16], Duration::ZERO);
-        let (line, ()) = tokio::join!(line::connect(a, hello), answer_hello(&mut raw));
+        let (line, ()) = tokio::join!(
+            line::connect(a, hello, LineBudgets::default()),
+            answer_hello(&mut raw)
+        );
         let mut line = line.unwrap();
         raw.write_all(&whole[..cut]).await.unwrap();
         drop(raw);
@@ -214,13 +222,16 @@ async fn hostile_frames_end_the_line_with_a_reset_that_says_why() {
     for (name, bytes, want) in cases {
         let (a, mut raw) = pipe(1024 * 1024);
         let hello = LineHello::new([1; 16], Duration::ZERO);
-        let (line, ()) = tokio::join!(line::connect(a, hello), answer_hello(&mut raw));
+        let (line, ()) = tokio::join!(
+            line::connect(a, hello, LineBudgets::default()),
+            answer_hello(&mut raw)
+        );
         let mut line = line.unwrap();
         raw.write_all(&bytes).await.unwrap();
         let mut got = Vec::new();
         let mut read = line.read_to_end(&mut got).await;
         if name == "data after the end" {
-            // The reader has its clean end; the violation is met by whoever looks on.
+            // The reader has its clean end; the next read finds the violation.
             continue;
         }
         let error = std::mem::replace(&mut read, Ok(0)).unwrap_err();
@@ -240,7 +251,10 @@ async fn hostile_frames_end_the_line_with_a_reset_that_says_why() {
 async fn payload_behind_a_refused_header_is_never_handed_out() {
     let (a, mut raw) = pipe(1024 * 1024);
     let hello = LineHello::new([1; 16], Duration::ZERO);
-    let (line, ()) = tokio::join!(line::connect(a, hello), answer_hello(&mut raw));
+    let (line, ()) = tokio::join!(
+        line::connect(a, hello, LineBudgets::default()),
+        answer_hello(&mut raw)
+    );
     let mut line = line.unwrap();
     let mut bytes = bytes::BytesMut::new();
     put(&mut bytes, kind::DATA, 4, 0);
@@ -256,10 +270,13 @@ async fn payload_behind_a_refused_header_is_never_handed_out() {
 
 #[tokio::test]
 async fn a_peer_beyond_its_window_is_cut_off() {
-    let most = u64::from(MOST_WINDOW);
-    let (a, mut raw) = pipe(2 * MOST_WINDOW as usize);
+    let most = u64::from(MAX_WINDOW);
+    let (a, mut raw) = pipe(2 * MAX_WINDOW as usize);
     let hello = LineHello::new([1; 16], Duration::ZERO);
-    let (line, ()) = tokio::join!(line::connect(a, hello), answer_hello(&mut raw));
+    let (line, ()) = tokio::join!(
+        line::connect(a, hello, LineBudgets::default()),
+        answer_hello(&mut raw)
+    );
     let mut line = line.unwrap();
     let mut flood = bytes::BytesMut::new();
     for i in 0..=most / 32768 {
@@ -313,7 +330,7 @@ async fn what_was_said_before_a_carrier_is_closed_arrives() {
     let (dialed, mut accepted) = pair(64 * 1024).await;
     let (a, b) = stream(&dialed, &mut accepted).await;
     let (a, mut b) = line_pair(a, b).await;
-    // Nobody has driven the carrier in between.
+    // Nothing has driven the carrier in between.
     drop(a);
     dialed.carrier.close(CloseCode::GoingAway, "stopping");
     let error = b.read_to_end(&mut Vec::new()).await.unwrap_err();
@@ -329,13 +346,14 @@ async fn what_was_said_before_a_carrier_is_closed_arrives() {
 }
 
 #[tokio::test]
-async fn another_version_is_told_so() {
+async fn another_version_is_reported_to_the_peer() {
     let (a, b) = pipe(4096);
     let newer = LineHello {
         version: 2,
         ..LineHello::new([1; 16], Duration::ZERO)
     };
-    let (opened, accepted) = tokio::join!(line::connect(a, newer), accept(b));
+    let (opened, accepted) =
+        tokio::join!(line::connect(a, newer, LineBudgets::default()), accept(b));
     let opened = opened.unwrap_err();
     assert!(
         matches!(
@@ -396,7 +414,7 @@ async fn through_two_carriers_and_a_splice() {
     gone(relay_far, agent).await;
 }
 
-/// The memory bound of a reader that stops for ever, over two hops.
+/// The memory bound of a reader that never reads again, over two hops.
 #[tokio::test]
 async fn a_stalled_reader_holds_up_at_most_a_window() {
     let (proxy, mut relay_near) = pair(64 * 1024).await;
@@ -425,4 +443,55 @@ async fn a_stalled_reader_holds_up_at_most_a_window() {
         .unwrap();
     drop((proxy, relay_near));
     gone(relay_far, agent).await;
+}
+
+/// Where the memory budget is used up, a line keeps little for a peer that does not acknowledge, and
+/// still delivers everything to one that does.
+#[tokio::test]
+async fn a_memory_budget_bounds_what_is_kept_for_a_peer_that_does_not_read() {
+    const BUDGET: u64 = 512 * 1024;
+    let memory = Budget::new(BUDGET);
+    let bytes = pattern(3 * WINDOW as usize);
+    let mut held = Vec::new();
+    let mut kept = 0;
+    for _ in 0..6 {
+        // The network takes as much as the peer's window.
+        let (a, b) = pipe(2 * WINDOW as usize);
+        let (a, mut b) = line_pair(a, b).await;
+        b.charge(memory.clone());
+        let mut sent = 0;
+        while let Ok(result) = timeout(
+            Duration::from_millis(200),
+            b.write(&bytes[sent..sent + 16 * 1024]),
+        )
+        .await
+        {
+            sent += result.unwrap();
+        }
+        assert!(
+            sent >= 128 * 1024,
+            "{sent} bytes are too few for an acknowledgement"
+        );
+        kept += sent as u64;
+        held.push((a, b, sent));
+    }
+    assert!(memory.used() <= BUDGET);
+    // What no budget is asked for, and a piece that was begun.
+    let unasked = 6 * 256 * 1024;
+    assert!(kept <= BUDGET + unasked, "{kept} bytes are kept");
+    for (mut a, mut b, sent) in held {
+        let rest = async {
+            b.write_all(&bytes[sent..]).await.unwrap();
+            b.shutdown().await.unwrap();
+        };
+        let mut got = Vec::new();
+        let (read, ()) = timeout(Duration::from_secs(30), async {
+            tokio::join!(a.read_to_end(&mut got), rest)
+        })
+        .await
+        .expect("stands still");
+        read.unwrap();
+        assert!(got == bytes);
+    }
+    assert_eq!(memory.used(), 0);
 }

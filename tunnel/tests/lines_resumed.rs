@@ -1,4 +1,4 @@
-//! A line over streams that come and go: whoever reads and writes notices a pause and nothing else.
+//! A line over streams that come and go: its reader and writer notice a pause and nothing else.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use support::{eventually, pattern, pipe};
-use throwline_tunnel::line::{self, Accepted, Asked, Handle, Line, LineError, ResumeError};
+use throwline_tunnel::line::{
+    self, Accepted, Handle, Line, LineBudgets, LineError, ResumeError, ResumeRequest,
+};
 use throwline_tunnel::proto::line::resume::Key;
 use throwline_tunnel::proto::line::{self as frames, HEADER_LEN, ResetCode, kind};
 use throwline_tunnel::proto::messages::LineHello;
@@ -26,7 +28,10 @@ struct Ends {
 async fn lines(room: usize) -> (Line<DuplexStream>, Line<DuplexStream>, Ends) {
     let (a, b) = pipe(room);
     let hello = LineHello::new([9; 16], LIFE);
-    let (opened, accepted) = tokio::join!(line::connect(a, hello), line::accept(b, LIFE));
+    let (opened, accepted) = tokio::join!(
+        line::connect(a, hello, LineBudgets::default()),
+        line::accept(b, LIFE, LineBudgets::default())
+    );
     let (opened, accepted) = (opened.unwrap(), accepted.unwrap().into_new().unwrap());
     for line in [&opened, &accepted] {
         assert!(line.is_resumable());
@@ -40,8 +45,8 @@ async fn lines(room: usize) -> (Line<DuplexStream>, Line<DuplexStream>, Ends) {
     (opened, accepted, ends)
 }
 
-async fn asked(stream: DuplexStream) -> Result<Asked<DuplexStream>, LineError> {
-    match line::accept(stream, LIFE).await? {
+async fn asked(stream: DuplexStream) -> Result<ResumeRequest<DuplexStream>, LineError> {
+    match line::accept(stream, LIFE, LineBudgets::default()).await? {
         Accepted::Resume(asked) => Ok(asked),
         Accepted::New(_) => panic!("a new line"),
     }
@@ -51,7 +56,7 @@ impl Ends {
     /// Puts both ends on a new pipe.
     async fn resume(&self, room: usize) -> Result<(), ResumeError> {
         let (a, b) = pipe(room);
-        let agent = async { self.agent.resumed(asked(b).await?).await };
+        let agent = async { self.agent.accept_resume(asked(b).await?).await };
         let (resumed, answered) = tokio::join!(self.proxy.resume(a), agent);
         resumed?;
         answered?;
@@ -60,8 +65,8 @@ impl Ends {
 
     /// Both see that the stream is gone.
     fn cut(&self) {
-        self.proxy.cut(self.proxy.phase().epoch);
-        self.agent.cut(self.agent.phase().epoch);
+        self.proxy.detach(self.proxy.phase().epoch);
+        self.agent.detach(self.agent.phase().epoch);
     }
 
     /// What keepers do while nothing is to be done.
@@ -69,7 +74,7 @@ impl Ends {
         let mut keeping = tokio::task::JoinSet::new();
         for handle in [self.proxy.clone(), self.agent.clone()] {
             keeping.spawn(async move {
-                handle.keep_until(|phase| phase.over).await;
+                handle.drive_until(|phase| phase.over).await;
             });
         }
         keeping
@@ -113,7 +118,7 @@ async fn both_directions_flood_through_many_cuts() {
             // Sometimes one end knows first, sometimes neither does.
             match resumed % 3 {
                 0 => ends.cut(),
-                1 => ends.agent.cut(ends.agent.phase().epoch),
+                1 => ends.agent.detach(ends.agent.phase().epoch),
                 _ => {}
             }
             match ends.resume(1000 + resumed * 37).await {
@@ -128,7 +133,7 @@ async fn both_directions_flood_through_many_cuts() {
         .await
         .expect("stands still");
     assert!(resumed > 20, "only {resumed} resumptions");
-    assert!(ends.proxy.replayed() + ends.agent.replayed() > 0);
+    assert!(ends.proxy.retransmitted() + ends.agent.retransmitted() > 0);
     while let Some(kept) = keeping.join_next().await {
         kept.unwrap();
     }
@@ -142,7 +147,7 @@ async fn the_last_words_of_a_line_that_was_let_go_still_arrive() {
     b.write_all(b"the exit code").await.unwrap();
     b.shutdown().await.unwrap();
     drop(b);
-    assert!(ends.agent.phase().let_go && !ends.agent.phase().over);
+    assert!(ends.agent.phase().released && !ends.agent.phase().over);
     ends.resume(64 * 1024).await.unwrap();
     let mut got = Vec::new();
     a.read_to_end(&mut got).await.unwrap();
@@ -159,7 +164,7 @@ async fn what_was_written_before_a_line_broke_off_still_arrives_and_then_the_err
     ends.cut();
     b.write_all(b"the last words").await.unwrap();
     drop(b);
-    assert!(ends.agent.phase().let_go && !ends.agent.phase().over);
+    assert!(ends.agent.phase().released && !ends.agent.phase().over);
     ends.resume(64 * 1024).await.unwrap();
     let mut got = Vec::new();
     let error = a.read_to_end(&mut got).await.unwrap_err();
@@ -176,7 +181,7 @@ async fn a_way_that_is_full_does_not_swallow_what_was_written_before_a_line_brok
     let bytes = pattern(30_000);
     b.write_all(&bytes).await.unwrap();
     drop(b);
-    assert!(ends.agent.phase().let_go && !ends.agent.phase().over);
+    assert!(ends.agent.phase().released && !ends.agent.phase().over);
     let mut got = Vec::new();
     let error = a.read_to_end(&mut got).await.unwrap_err();
     assert!(got == bytes, "{} bytes", got.len());
@@ -193,12 +198,12 @@ async fn a_line_that_broke_off_is_kept_until_the_other_end_has_it_all() {
     let bytes = pattern(30_000);
     b.write_all(&bytes).await.unwrap();
     drop(b);
-    assert!(ends.agent.phase().let_go && !ends.agent.phase().over);
-    // Nobody has read what is in the pipe.
+    assert!(ends.agent.phase().released && !ends.agent.phase().over);
+    // What is in the pipe has not been read.
     let (near, far) = pipe(64 * 1024);
     drop(far);
     let _ = ends.proxy.resume(near).await.unwrap_err();
-    ends.agent.cut(0);
+    ends.agent.detach(0);
     assert!(!ends.agent.phase().over);
     ends.resume(64 * 1024).await.unwrap();
     let mut got = Vec::new();
@@ -250,7 +255,7 @@ async fn who_has_no_key_gets_nothing_and_harms_nothing() {
             consumed: 0,
             ended: false,
         };
-        let message = other.ask(&[9; 16], epoch, [1; 16], at);
+        let message = other.sign_resume(&[9; 16], epoch, [1; 16], at);
         let body = prost::Message::encode_to_vec(&message);
         let mut out = BytesMut::new();
         frames::put(&mut out, kind::RESUME, body.len() as u16, epoch);
@@ -266,7 +271,7 @@ async fn who_has_no_key_gets_nothing_and_harms_nothing() {
         near.write_all(&attempt).await.unwrap();
         let refused = ends
             .agent
-            .resumed(asked(far).await.unwrap())
+            .accept_resume(asked(far).await.unwrap())
             .await
             .unwrap_err();
         assert!(matches!(refused, ResumeError::Forged), "{refused}");
@@ -286,7 +291,7 @@ async fn who_has_no_key_gets_nothing_and_harms_nothing() {
     assert_eq!(&got, b"before and after");
 }
 
-/// Frames of one direction, as somebody in between holds them.
+/// Frames of one direction, as an intermediary holds them.
 async fn frames(stream: &mut DuplexStream, count: usize) -> Vec<Vec<u8>> {
     let mut all = Vec::new();
     for _ in 0..count {
@@ -316,7 +321,8 @@ async fn a_relay_that_drops_doubles_or_reorders_costs_the_stream_and_not_the_lin
         let (near, mut middle_near) = pipe(64 * 1024);
         let (mut middle_far, far) = pipe(64 * 1024);
         let agent = ends.agent.clone();
-        let answering = tokio::spawn(async move { agent.resumed(asked(far).await.unwrap()).await });
+        let answering =
+            tokio::spawn(async move { agent.accept_resume(asked(far).await.unwrap()).await });
         let proxy = ends.proxy.clone();
         let resuming = tokio::spawn(async move { proxy.resume(near).await });
         // The two first messages pass.
@@ -338,7 +344,7 @@ async fn a_relay_that_drops_doubles_or_reorders_costs_the_stream_and_not_the_lin
             let mut got = [0; 21];
             b.read_exact(&mut got).await.map(|_| got)
         });
-        ends.agent.until(|phase| !phase.attached).await;
+        ends.agent.wait_until(|phase| !phase.attached).await;
         ends.resume(64 * 1024).await.unwrap();
         let got = reading.await.unwrap().unwrap();
         assert_eq!(&got, b"one....two....three..", "a relay that {name}");
@@ -385,21 +391,21 @@ async fn a_forged_answer_is_not_believed_and_the_next_one_is() {
 async fn the_agent_can_ask_to_be_left() {
     let (mut a, _b, ends) = lines(64 * 1024).await;
     let reading = tokio::spawn(async move { a.read(&mut [0; 1]).await });
-    ends.agent.ask_to_move(ends.agent.phase().epoch);
-    ends.proxy.until(|phase| phase.asked_to_move).await;
+    ends.agent.request_move(ends.agent.phase().epoch);
+    ends.proxy.wait_until(|phase| phase.move_requested).await;
     ends.resume(1024).await.unwrap();
-    assert!(!ends.proxy.phase().asked_to_move);
+    assert!(!ends.proxy.phase().move_requested);
     // For a stream that is left already, it means nothing.
-    ends.agent.ask_to_move(0);
+    ends.agent.request_move(0);
     eventually("attached", || ends.proxy.phase().attached).await;
-    assert!(!ends.proxy.phase().asked_to_move);
+    assert!(!ends.proxy.phase().move_requested);
     reading.abort();
 }
 
 #[tokio::test(start_paused = true)]
 async fn silence_is_probed_and_answered() {
     use std::time::Instant;
-    use throwline_tunnel::proto::line::silence::Action;
+    use throwline_tunnel::proto::line::stall_detector::Action;
     let (mut a, mut b, ends) = lines(64 * 1024).await;
     let answering = tokio::spawn(async move {
         let mut got = [0; 5];
@@ -407,7 +413,7 @@ async fn silence_is_probed_and_answered() {
         b.read(&mut [0; 1]).await
     });
     let start = Instant::now();
-    let look = |ms| ends.proxy.look(start + Duration::from_millis(ms));
+    let look = |ms| ends.proxy.tick(start + Duration::from_millis(ms));
     assert_eq!(look(0), Action::Nothing);
     a.write_all(b"typed").await.unwrap();
     a.flush().await.unwrap();

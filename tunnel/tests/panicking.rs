@@ -1,4 +1,4 @@
-//! Case 25: a driver that panics takes its own carrier with it, and nobody else's.
+//! Case 25: a driver that panics ends its own carrier, and no other.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -15,7 +15,7 @@ use throwline_tunnel::carrier;
 use throwline_tunnel::proto::close::{CloseCode, ClosedBy};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf};
 
-/// A connection whose next read panics when it is told to: it stands for any fault of ours below.
+/// A connection whose next read panics when it is set to: it stands for any fault of ours below.
 struct Faulty {
     io: DuplexStream,
     panics: Arc<AtomicBool>,
@@ -74,7 +74,7 @@ async fn one_carrier_dies_and_the_other_goes_on() {
         (reason.by, reason.code),
         (ClosedBy::Us, CloseCode::Internal)
     );
-    // Nobody who reads waits for ever, at either end. That a cut is no end is the line's to say.
+    // No reader hangs, at either end. To tell a cut from an end is the line's task.
     let _ = there.read_to_end(&mut Vec::new()).await;
     dialed.carrier.closed().await;
     let _ = here.read_to_end(&mut Vec::new()).await;

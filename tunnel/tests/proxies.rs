@@ -196,7 +196,7 @@ async fn each_refusal_says_who_can_help() {
 }
 
 #[tokio::test]
-async fn what_is_no_proxy_is_told_from_one_that_goes_away() {
+async fn what_is_no_proxy_is_distinguished_from_one_that_goes_away() {
     for answer in [
         "SSH-2.0-OpenSSH_9.9\r\n",
         "\u{15}\u{3}\u{3}\0\u{2}\u{2}\n",

@@ -174,7 +174,7 @@ fn what_cannot_be_is_refused() {
     assert!(deaf.fence(1).is_none(), "one that keeps nothing");
 }
 
-/// A reader that comes only while there is no stream must not leave the writer without room.
+/// A reader that reads only while there is no stream must not leave the writer without room.
 #[test]
 fn what_is_read_while_there_is_no_stream_is_acknowledged_later() {
     let mut from = Machine::new(WINDOW, WINDOW, true);
@@ -197,17 +197,17 @@ fn what_is_read_while_there_is_no_stream_is_acknowledged_later() {
     to.attach(1, other).unwrap();
     assert!(!from.has_room());
     move_all(&mut to, &mut from);
-    let _ = from.take_in();
+    let _ = from.process_input();
     assert!(from.has_room());
 }
 
-/// Whoever only answers does not wait for an answer: two ends that rest fall silent.
+/// An end that only answers expects no answer: two idle ends fall silent.
 #[test]
 fn two_ends_that_rest_say_nothing() {
     use std::time::{Duration, Instant};
-    use throwline_tunnel::proto::line::silence::{Action, Silence};
+    use throwline_tunnel::proto::line::stall_detector::{Action, StallDetector};
 
-    let mut ends = [(); 2].map(|()| (Machine::new(WINDOW, WINDOW, true), Silence::default()));
+    let mut ends = [(); 2].map(|()| (Machine::new(WINDOW, WINDOW, true), StallDetector::default()));
     let mut seen = [0; 2];
     assert_eq!(ends[0].0.write(b"ahoy"), 4);
     let mut now = Instant::now();
@@ -215,14 +215,14 @@ fn two_ends_that_rest_say_nothing() {
     for step in 0..200 {
         for side in 0..2 {
             // As the looks at a line do, which come twice a second.
-            let (machine, silence) = &mut ends[side];
-            let heard = machine.heard();
+            let (machine, detector) = &mut ends[side];
+            let heard = machine.received();
             if heard == seen[side] {
                 machine.acknowledge_all();
-                machine.rest();
+                machine.release_memory();
             }
             seen[side] = heard;
-            match silence.look(now, heard, machine.outstanding()) {
+            match detector.check(now, heard, machine.unanswered()) {
                 Action::Nothing => {}
                 Action::Probe => machine.ping(),
                 Action::Suspect => panic!("the other end is there"),
@@ -256,7 +256,7 @@ fn who_asks_waits() {
             let n = chunk.len();
             machine.on_written(n);
         }
-        machine.outstanding()
+        machine.unanswered()
     };
     let mut machine = Machine::new(WINDOW, WINDOW, true);
     machine.ping();
@@ -264,7 +264,7 @@ fn who_asks_waits() {
     machine.on_input(16);
     assert_eq!(written(&mut machine), 0);
     machine.write(b"ahoy");
-    // An answer to what was said before does not stand for what has not even left.
+    // An answer to earlier frames does not stand for frames that have not left yet.
     machine.on_input(16);
     assert!(written(&mut machine) > 0);
 }

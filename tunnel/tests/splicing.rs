@@ -1,4 +1,4 @@
-//! Splices: what one side says reaches the other, whole, and both end.
+//! Splices: what one side sends reaches the other, whole, and both end.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -268,14 +268,14 @@ async fn a_budget_that_others_hold_slows_and_does_not_stop() {
         ..Config::default()
     };
     let (mut stuck, reader, _, first) = spliced(sharing());
-    // Nobody reads at the far end, so its buffer fills and is held.
+    // The far end is not read, so its buffer fills and is held.
     stuck.write_all(&pattern(40_000)).await.unwrap();
     eventually("the first one holds the budget", || {
         budget.used() == 64 * 1024
     })
     .await;
 
-    // What comes at once is more than a small buffer holds.
+    // What arrives at once is more than a small buffer holds.
     let (mut a, mut b, _, second) = spliced_over(8 * 1024, sharing());
     let bytes = pattern(300_000);
     let send = async {

@@ -1,10 +1,18 @@
 //! The project's own chores. `cargo xtask test` is what a newcomer and the CI both run.
 
+#![warn(clippy::mod_module_files)]
+
+#[cfg(test)]
+mod claims;
+mod executables;
 mod fuzz;
+mod prose;
 mod run;
 mod steps;
+mod structure;
 mod tally;
 mod tools;
+mod two_at_once;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -22,6 +30,11 @@ Commands:
   e2e [FILTER]              the end-to-end stories, those whose name holds FILTER
   fuzz [TARGET] [--fuzz-seconds N]
                             the fuzz targets on the kept corpus, two at once
+  prose [FILTER]            the personified words in comments and Markdown, by file and line, of
+                            files whose path holds FILTER; then the budgets (CONTRIBUTING.md)
+  structure                 which crate and which file may import which (ARCHITECTURE.md,
+                            Invariants); prints each circle of files
+  options                   writes docs/configuration.md from the definition of the command line
   bench [--quick] [--rounds N] [--dry] [--only WAY]
                             the side-by-side measurements, optimised: direct, ssh -R, rathole,
                             Throwline; writes benches/README.md. --quick only sees that they run
@@ -31,11 +44,11 @@ Commands:
                             docs/operating.md
   soak [--minutes N] [--seed N] [--relays N] [--agents N] [--proxies N] [--front FRONT]
                             10 min of random kills, drains, cut links and slow readers under
-                            load, of 3 relays, 30 agents and 20 proxies; then counts what
-                            failed without excuse and what is left over
+                            load, of 3 relays, 30 agents and 20 proxies; then counts
+                            unexpected failures and leaks
   fleet [--agents N] [--proxies N] [--front FRONT]
                             the stories of three relays that are drained and killed under
-                            load, with 30 agents and 20 proxies if not told otherwise, behind
+                            load, with 30 agents and 20 proxies by default, behind
                             HAProxy, nginx and Envoy (FRONT: one of them, as nginx-terminate)
   chaos [--rounds N] [--seed N] [--front FRONT]
                             rounds of random faults against exec, cp, port-forward, logs, watch
@@ -90,6 +103,31 @@ fn dispatch() -> Result<ExitCode> {
         }
         "e2e" => steps::e2e(&root, &arguments),
         "fuzz" => steps::fuzz(&root, &arguments, per_target),
+        "prose" => {
+            let filter = match arguments.is_empty() {
+                true => String::new(),
+                false => arguments.remove(0),
+            };
+            refuse_rest(&arguments)?;
+            prose::list(&root, &filter)?;
+            Ok(if prose::check(&root)? {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            })
+        }
+        "structure" => {
+            refuse_rest(&arguments)?;
+            Ok(if structure::check(&root)? {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            })
+        }
+        "options" => {
+            refuse_rest(&arguments)?;
+            steps::options(&root)
+        }
         "bench" => steps::bench(&root, &arguments),
         "fleet" => steps::fleet(&root, &arguments),
         "soak" => steps::soak(&root, &arguments),

@@ -23,8 +23,8 @@ pub(crate) fn root() -> Result<PathBuf> {
 pub(crate) fn cargo(root: &Path) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root);
-    // What cargo says of xtask: ring's build script is run again where these change, and with it
-    // nearly everything is built again after a cargo that somebody ran in their shell.
+    // Cargo's variables about xtask: ring's build script is run again where these change, and with it
+    // nearly everything is built again after a cargo that ran in a shell.
     for (name, _) in std::env::vars_os() {
         if is_of_this_package(&name.to_string_lossy()) {
             command.env_remove(name);
@@ -37,7 +37,7 @@ fn is_of_this_package(variable: &str) -> bool {
     variable.starts_with("CARGO_PKG_") || variable.starts_with("CARGO_MANIFEST_")
 }
 
-/// Says what is run, runs it, and says whether it went well.
+/// Prints what is run, runs it, and returns whether it succeeded.
 pub(crate) fn shown(command: &mut Command) -> Result<bool> {
     announce(command);
     let start = Instant::now();
@@ -50,6 +50,13 @@ pub(crate) fn shown(command: &mut Command) -> Result<bool> {
 
 /// Like [`shown`], reading test results from its standard output on the way.
 pub(crate) fn tests(command: &mut Command) -> Result<(Results, bool)> {
+    let mut results = Results::default();
+    let good = tests_into(&mut results, command)?;
+    Ok((results, good))
+}
+
+/// Like [`tests`], adding to what was counted before.
+pub(crate) fn tests_into(results: &mut Results, command: &mut Command) -> Result<bool> {
     announce(command);
     let start = Instant::now();
     let mut child = command
@@ -60,7 +67,6 @@ pub(crate) fn tests(command: &mut Command) -> Result<(Results, bool)> {
         .stdout
         .take()
         .context("the child has no standard output")?;
-    let mut results = Results::default();
     let mut reader = BufReader::new(output);
     let mut line = Vec::new();
     // Bytes, not lines of text: a test may print what is not UTF-8.
@@ -71,7 +77,20 @@ pub(crate) fn tests(command: &mut Command) -> Result<(Results, bool)> {
     }
     let status = child.wait()?;
     took(start);
-    Ok((results, status.success()))
+    Ok(status.success())
+}
+
+/// Like [`shown`], with its standard output as the result.
+pub(crate) fn captured(command: &mut Command) -> Result<(String, bool)> {
+    announce(command);
+    let start = Instant::now();
+    let output = command
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| format!("could not start {command:?}"))?;
+    took(start);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    Ok((text, output.status.success()))
 }
 
 /// Where the minutes of a long run went.

@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 use crate::tally::Tally;
-use crate::{fuzz, run, tools};
+use crate::{executables, fuzz, prose, run, structure, tools};
 
 /// What lints look at.
 const EVERYTHING: [&str; 2] = ["--workspace", "--all-targets"];
 
 /// What is built and run. All of the workspace, so that each crate is compiled once: naming single
 /// packages would unify features differently and build the dependencies again. Without the benches,
-/// which lints have compiled, and without documentation's tests, of which there are none.
+/// which lints have compiled, and without documentation's tests, which are a run of their own.
 const TESTED: [&str; 3] = ["--workspace", "--bins", "--tests"];
 
 /// The end-to-end stories, apart from the crates' own tests.
@@ -42,10 +42,12 @@ pub(crate) fn test(root: &Path, per_target: Duration) -> Result<ExitCode> {
         run::shown(run::cargo(root).args([
             "fmt",
             "--manifest-path",
-            "fuzz/Cargo.toml",
+            "testing/fuzz/Cargo.toml",
             "--check",
         ]))?,
     );
+    tally.check("prose", prose::check(root)?);
+    tally.check("structure", structure::check(root)?);
     if run::on_path("cargo-deny").is_some() {
         tally.check(
             "cargo deny",
@@ -61,18 +63,35 @@ pub(crate) fn test(root: &Path, per_target: Duration) -> Result<ExitCode> {
             .args(["--", "--deny", "warnings"]),
     )?;
     tally.check("lints", lints);
+    // As it is deployed. The whole workspace is named, so that its dependencies are those of above.
+    let without = run::shown(
+        run::cargo(root)
+            .args(["clippy", "--workspace", "--bin", "throwline"])
+            .args(["--no-default-features", "--", "--deny", "warnings"]),
+    )?;
+    tally.check("lints without the demo", without);
 
-    let built = run::shown(run::cargo(root).arg("build").args(TESTED))?;
-    tally.check("build", built);
-    if built {
-        let mut command = run::cargo(root);
-        command.arg("test").args(TESTED).arg("--no-fail-fast");
-        let (results, good) = run::tests(&mut command)?;
+    // The libraries': the documentation of a binary is its help text.
+    let documented = run::shown(
+        run::cargo(root)
+            .args(["doc", "--workspace", "--no-deps", "--lib"])
+            .env("RUSTDOCFLAGS", "--deny warnings"),
+    )?;
+    tally.check("documentation", documented);
+
+    let built = executables::build(root, &TESTED)?;
+    tally.check("build", built.is_some());
+    if let Some(all) = &built {
+        let (results, good) = executables::run_all(all)?;
         tally.tests("tests", &results, good);
+        let mut command = run::cargo(root);
+        command.args(["test", "--workspace", "--doc", "--no-fail-fast"]);
+        let (results, good) = run::tests(&mut command)?;
+        tally.tests("examples in the documentation", &results, good);
     }
 
     fuzz_into(&mut tally, root, &fuzz::targets(root)?, per_target)?;
-    if built {
+    if built.is_some() {
         let quick = run::shown(measuring(root, "debug").arg("--quick"))?;
         tally.check("quick bench", quick);
     }
@@ -199,6 +218,16 @@ pub(crate) fn fleet(root: &Path, arguments: &[String]) -> Result<ExitCode> {
     exit(good)
 }
 
+/// Writes docs/configuration.md: the test that compares it does, when it is asked to.
+pub(crate) fn options(root: &Path) -> Result<ExitCode> {
+    let mut command = run::cargo(root);
+    command
+        .args(["test", "--workspace", "--bin", "throwline"])
+        .arg("the_document_has_every_option")
+        .env("THROWLINE_UPDATE_DOCS", "1");
+    exit(run::shown(&mut command)?)
+}
+
 /// Random faults under load.
 pub(crate) fn soak(root: &Path, arguments: &[String]) -> Result<ExitCode> {
     // What relays carry is read from their logs; of the others, what an operator would see.
@@ -207,7 +236,7 @@ pub(crate) fn soak(root: &Path, arguments: &[String]) -> Result<ExitCode> {
 
 /// Random faults against what people do.
 pub(crate) fn chaos(root: &Path, arguments: &[String]) -> Result<ExitCode> {
-    let log = "info,throwline_relay=debug,throwline_agent=debug,throwline_local_proxy=debug";
+    let log = "info,throwline_relay=debug,throwline_agent=debug,throwline_local_proxy=debug,throwline_uplink=debug";
     in_faults(root, "chaos", arguments, log)
 }
 
@@ -251,7 +280,7 @@ fn measured(root: &Path, name: &str, arguments: &[String]) -> Result<ExitCode> {
     command
         .args(arguments)
         .env("THROWLINE_BIN", built.join("throwline"))
-        // Thousands of handshakes are not to be told one by one.
+        // Thousands of handshakes are not to be logged one by one.
         .env("THROWLINE_LOG", "warn");
     exit(run::shown(&mut command)?)
 }

@@ -81,7 +81,7 @@ impl Results {
             && let Some((name, _)) = why.split_once(": ")
             && let Some(known) = self.names.iter_mut().find(|known| *known == name)
         {
-            // A story says why; the standard runner does not.
+            // A story prints the reason; the standard runner does not.
             *known = why.to_owned();
         }
     }

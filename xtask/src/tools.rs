@@ -3,7 +3,7 @@
 //! All of them go into `.tools/` of the checkout, so that nothing on the machine is replaced:
 //! Debian packages are downloaded and unpacked there, wheels are installed there. Only where an
 //! unpacked package does not run (a library is missing) and we are root is it really installed.
-//! `.tools/tools.json` says where each one lies; the stories read it.
+//! `.tools/tools.json` has the place of each one; the stories read it.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -96,7 +96,7 @@ const ORDINARY: [(&str, &str); 11] = [
     ("python3", "python3-minimal"),
 ];
 
-/// Finds or installs everything, writes `.tools/tools.json`, and says what is missing.
+/// Finds or installs everything, writes `.tools/tools.json`, and reports what is missing.
 pub(crate) fn install(root: &Path) -> Result<Report> {
     let dir = root.join(".tools");
     std::fs::create_dir_all(&dir).with_context(|| format!("could not make {}", dir.display()))?;
@@ -221,7 +221,7 @@ impl Peer {
     }
 }
 
-/// Fetches the peers that are not there; what could not be fetched is said, and is no failure.
+/// Fetches the peers that are not there; what could not be fetched is printed, and is no failure.
 pub(crate) fn install_peers(root: &Path) -> Result<()> {
     let dir = root.join(".tools");
     std::fs::create_dir_all(&dir).with_context(|| format!("could not make {}", dir.display()))?;
@@ -314,7 +314,7 @@ fn postgres(dir: &Path) -> Result<PathBuf> {
 }
 
 /// An nginx, and what it loads to have its stream module: a file, or itself where the module is
-/// built in. A module fits the nginx of its own package only, so they are looked for as a pair.
+/// built in. A module fits the nginx of the same package only, so they are looked for as a pair.
 fn nginx(dir: &Path) -> (Result<PathBuf>, Result<PathBuf>) {
     const MODULE: &str = "usr/lib/nginx/modules/ngx_stream_module.so";
     let on_path = run::on_path("nginx");
@@ -533,7 +533,7 @@ fn version_of(name: &str, path: &Path) -> Result<String> {
             .to_owned());
     }
     if name == "ssh" || name == "sshd" {
-        // A server of this age says its version only to whoever uses it wrongly; with a library
+        // A server of this age prints its version only after a wrong use; with a library
         // beside it that the system has not, not even that.
         let flag = if name == "ssh" { "-V" } else { "-?" };
         let output = command.arg(flag).output()?;

@@ -2,42 +2,48 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use http::StatusCode;
 use http::header::USER_AGENT;
 use http::request::Parts;
+use throwline_kube_wire::audit::{
+    AuditAttributes, AuditUser, Event, ResponseStatus, Stage, request_uri, timestamp, user_agent,
+};
+use throwline_policy::rules::{CREDENTIAL_EXTRA, User, target_of};
 
-use super::event::{AuditUser, Event, ResponseStatus, Stage, timestamp, user_agent};
 use super::{Sink, Unavailable};
-use crate::attributes::Attributes;
-use crate::rules::{CREDENTIAL_EXTRA, User};
 
 /// What all requests of one session have in common.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Subject {
     pub cluster: String,
     pub user: User,
-    /// The user's address as the relay saw it; the relay's word, so for the audit only.
+    /// The user's address as the relay saw it; reported by the relay, so for the audit only.
     pub source: String,
 }
 
-/// One request. Its end is written when it is dropped, so that no path through the code forgets it.
+/// One request. Its end is written when it is dropped, so on each path through the code.
 pub struct Record {
     sink: Sink,
     event: Event,
     long_running: bool,
+    is_admitted: bool,
+    asked: Duration,
 }
 
 impl Record {
+    /// Waits for room in the audit, for a bounded time.
+    ///
     /// # Errors
     /// [`Unavailable`] when the audit is required and cannot be written.
-    pub fn begin(
+    pub async fn begin(
         sink: &Sink,
         subject: &Arc<Subject>,
         head: &Parts,
     ) -> Result<Self, (Unavailable, Box<Self>)> {
-        let attributes = Attributes::of(&head.method, &head.uri);
+        let target = target_of(head);
+        let attributes = AuditAttributes::of(&head.method, target);
         let header = |name: &str| {
             head.headers
                 .get(name)
@@ -65,10 +71,7 @@ impl Record {
             level: "Metadata",
             audit_id: uuid::Uuid::new_v4().to_string(),
             stage: Stage::ResponseComplete,
-            request_uri: head
-                .uri
-                .path_and_query()
-                .map_or_else(|| head.uri.to_string(), ToString::to_string),
+            request_uri: request_uri(target),
             verb: attributes.verb,
             user: AuditUser {
                 username: subject.user.name.clone(),
@@ -92,17 +95,24 @@ impl Record {
             stage_timestamp: String::new(),
             annotations,
         };
-        let record = Self {
+        let mut record = Self {
             sink: sink.clone(),
             event,
             long_running: attributes.long_running,
+            is_admitted: false,
+            asked: attributes.asked,
         };
-        match sink.admit() {
-            Ok(()) => Ok(record),
+        match sink.admit().await {
+            Ok(()) => {
+                record.is_admitted = true;
+                Ok(record)
+            }
             Err(unavailable) => Err((unavailable, Box::new(record))),
         }
     }
 
+    /// The `auditID`, a UUID. The API server receives it as `Audit-ID`, so that its events of this
+    /// request carry the same.
     pub fn id(&self) -> &str {
         &self.event.audit_id
     }
@@ -112,11 +122,16 @@ impl Record {
         self.event
             .object_ref
             .as_ref()
-            .is_some_and(|object| object.subresource == "proxy")
+            .is_some_and(|object| object.subresource == "proxy" || self.event.verb == "proxy")
     }
 
     pub fn is_long_running(&self) -> bool {
         self.long_running
+    }
+
+    /// How long the client asks the API server to work on it; zero: without a limit.
+    pub fn asked(&self) -> Duration {
+        self.asked
     }
 
     /// The answer's head is on its way to the user.
@@ -141,6 +156,13 @@ impl Record {
         });
     }
 
+    /// The API server refused it, and not for the user's own rights.
+    pub fn refused_by(&mut self, what: &'static str) {
+        self.event
+            .annotations
+            .insert("throwline.dev/refused-by", what.to_owned());
+    }
+
     /// The answer did not reach its own end.
     pub fn cut(&mut self, by: &'static str) {
         self.event
@@ -151,7 +173,7 @@ impl Record {
     fn emit(&mut self, stage: Stage) {
         self.event.stage = stage;
         self.event.stage_timestamp = timestamp(SystemTime::now());
-        self.sink.write(&self.event);
+        self.sink.write(&self.event, self.is_admitted);
     }
 }
 

@@ -2,7 +2,15 @@ use std::sync::mpsc as std_mpsc;
 use std::sync::{Condvar, Mutex};
 
 use super::*;
-use crate::audit::event::tests::event;
+
+/// What becomes of an event does not depend on what is in it.
+fn event(text: &str) -> Event {
+    Event {
+        request_uri: text.to_owned(),
+        annotations: BTreeMap::from([("throwline.dev/cluster", text.to_owned())]),
+        ..lost_events(0, "id".to_owned())
+    }
+}
 
 /// Holds every write until it is opened.
 #[derive(Clone, Default)]
@@ -32,49 +40,121 @@ impl Write for Gated {
     }
 }
 
-#[test]
-fn a_blocked_target_drops_events_and_counts_them() {
-    let (gate, (written, lines)) = (Gate::default(), std_mpsc::channel());
-    let metrics = Metrics::default();
-    let sink = Sink::start(
-        Gated(gate.clone(), written),
-        Limits {
-            queue: 2,
-            required: false,
-        },
-        metrics.clone(),
-    )
-    .unwrap();
-    for _ in 0..10 {
-        assert_eq!(sink.admit(), Ok(()));
-        sink.write(&event("x"));
+fn limits(queue: usize, required: bool) -> Limits {
+    Limits {
+        queue,
+        required,
+        max_wait: Duration::ZERO,
     }
-    // One may be with the writer, two wait; the rest is lost, and said to be.
-    assert!(metrics.audit_drops() >= 7, "{}", metrics.audit_drops());
-    gate.open();
+}
+
+fn gated(limits: Limits, metrics: &Metrics) -> (Gate, Sink, std_mpsc::Receiver<String>) {
+    let (gate, (written, lines)) = (Gate::default(), std_mpsc::channel());
+    let sink = Sink::start(Gated(gate.clone(), written), limits, metrics.clone()).unwrap();
+    (gate, sink, lines)
+}
+
+async fn until(what: &str, is_so: impl Fn() -> bool) {
+    let soon = async {
+        while !is_so() {
+            tokio::task::yield_now().await;
+        }
+    };
+    let waited = timeout(Duration::from_secs(30), soon).await;
+    waited.unwrap_or_else(|_| panic!("never: {what}"));
+}
+
+/// The lines to the end, and how many events they say were lost.
+async fn to_the_end(sink: Sink, lines: std_mpsc::Receiver<String>) -> (usize, u64) {
     drop(sink);
-    let count = lines.iter().count() as u64;
-    assert_eq!(count + metrics.audit_drops(), 10);
+    let lines = tokio::task::spawn_blocking(move || lines.iter().collect::<Vec<_>>());
+    let (mut written, mut lost) = (0, 0);
+    for line in lines.await.unwrap() {
+        let event: serde_json::Value = serde_json::from_str(&line).unwrap();
+        match event["annotations"]["throwline.dev/lost-events"].as_str() {
+            Some(count) => lost += count.parse::<u64>().unwrap(),
+            None => written += 1,
+        }
+    }
+    (written, lost)
 }
 
 #[tokio::test]
-async fn a_required_audit_that_blocks_refuses_and_loses_nothing() {
-    let (gate, (written, lines)) = (Gate::default(), std_mpsc::channel());
-    let limits = Limits {
-        queue: 4,
-        required: true,
-    };
-    let sink = Sink::start(Gated(gate.clone(), written), limits, Metrics::default()).unwrap();
-    assert_eq!(sink.admit(), Ok(()));
+async fn a_blocked_target_loses_events_and_says_how_many_in_metric_and_audit() {
+    let metrics = Metrics::default();
+    let (gate, sink, lines) = gated(limits(2, false), &metrics);
     for _ in 0..10 {
-        sink.write(&event("x"));
+        assert_eq!(sink.admit().await, Ok(()));
+        sink.write(&event("x"), true);
     }
-    assert_eq!(sink.admit(), Err(Unavailable));
+    // One may be with the writer, two wait.
+    until("what waited has given up", || metrics.audit_lost() >= 7).await;
     gate.open();
-    let seen = tokio::task::spawn_blocking(move || lines.iter().take(10).count())
-        .await
-        .unwrap();
-    assert_eq!(seen, 10);
+    let (written, lost) = to_the_end(sink, lines).await;
+    assert_eq!(written as u64 + metrics.audit_lost(), 10);
+    assert_eq!(lost, metrics.audit_lost());
+}
+
+/// 6,000 events behind an output that stands still for a while.
+#[tokio::test]
+async fn a_stall_slows_requests_down_and_loses_nothing() {
+    let metrics = Metrics::default();
+    let patient = Limits {
+        max_wait: Duration::from_secs(600),
+        ..Limits::default()
+    };
+    let (gate, sink, lines) = gated(patient, &metrics);
+    let requests = tokio::spawn({
+        let sink = sink.clone();
+        async move {
+            for _ in 0..6000 {
+                sink.admit().await.unwrap();
+                sink.write(&event("x"), true);
+            }
+        }
+    });
+    until("a request waits", || metrics.audit_waits.get() > 0).await;
+    assert!(!requests.is_finished());
+    gate.open();
+    requests.await.unwrap();
+    assert_eq!(to_the_end(sink, lines).await, (6000, 0));
+    assert_eq!(metrics.audit_lost(), 0);
+}
+
+#[tokio::test]
+async fn a_required_audit_that_blocks_refuses_and_loses_nothing_that_was_forwarded() {
+    let metrics = Metrics::default();
+    let (gate, sink, lines) = gated(limits(4, true), &metrics);
+    assert_eq!(sink.admit().await, Ok(()));
+    assert!(!sink.refuses());
+    for _ in 0..10 {
+        sink.write(&event("x"), true);
+    }
+    assert_eq!(sink.admit().await, Err(Unavailable));
+    assert!(sink.refuses());
+    // Refused requests, however many, cost no memory.
+    for _ in 0..1000 {
+        sink.write(&event("refused"), false);
+    }
+    assert_eq!(metrics.audit_lost(), 1000);
+    gate.open();
+    until("there is room again", || !sink.refuses()).await;
+    assert_eq!(sink.admit().await, Ok(()));
+    assert!(sink.flushed(Duration::from_secs(30)).await);
+    assert_eq!(to_the_end(sink, lines).await, (10, 1000));
+}
+
+#[tokio::test]
+async fn a_stop_waits_for_what_is_queued_and_not_for_ever() {
+    let metrics = Metrics::default();
+    let (gate, sink, lines) = gated(limits(8, false), &metrics);
+    for _ in 0..5 {
+        sink.write(&event("x"), true);
+    }
+    assert!(!sink.flushed(Duration::ZERO).await);
+    gate.open();
+    assert!(sink.flushed(Duration::from_secs(30)).await);
+    assert_eq!(lines.try_iter().count(), 5);
 }
 
 struct Broken(Arc<AtomicBool>, std_mpsc::Sender<String>);
@@ -93,40 +173,31 @@ impl Write for Broken {
     }
 }
 
-#[test]
-fn a_full_disk_refuses_when_required_and_recovers() {
+#[tokio::test]
+async fn a_full_disk_refuses_when_required_and_recovers() {
     let (broken, (written, lines)) = (Arc::new(AtomicBool::new(true)), std_mpsc::channel());
-    let limits = Limits {
-        queue: 4,
-        required: true,
-    };
-    let sink = Sink::start(Broken(broken.clone(), written), limits, Metrics::default()).unwrap();
-    sink.write(&event("x"));
-    while sink.admit().is_ok() {
-        std::thread::yield_now();
+    let target = Broken(broken.clone(), written);
+    let sink = Sink::start(target, limits(4, true), Metrics::default()).unwrap();
+    sink.write(&event("x"), true);
+    while sink.admit().await.is_ok() {
+        tokio::task::yield_now().await;
     }
     broken.store(false, Ordering::Relaxed);
     // The torn line is ended before the event is written again.
     assert_eq!(lines.recv().unwrap(), "\n");
     assert!(lines.recv().unwrap().contains("audit.k8s.io/v1"));
-    while sink.admit().is_err() {
-        std::thread::yield_now();
+    while sink.admit().await.is_err() {
+        tokio::task::yield_now().await;
     }
 }
 
-#[test]
-fn off_is_off() {
-    let sink = Sink::open(
-        &Audit::Off,
-        Limits {
-            queue: 1,
-            required: true,
-        },
-        Metrics::default(),
-    )
-    .unwrap();
-    assert_eq!(sink.admit(), Ok(()));
-    sink.write(&event("x"));
+#[tokio::test]
+async fn off_is_off() {
+    let sink = Sink::open(&Audit::Off, limits(1, true), Metrics::default()).unwrap();
+    assert_eq!(sink.admit().await, Ok(()));
+    sink.write(&event("x"), true);
+    assert!(!sink.refuses());
+    assert!(sink.flushed(Duration::ZERO).await);
 }
 
 #[test]

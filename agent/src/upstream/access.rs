@@ -1,4 +1,4 @@
-//! Who the agent is to its own cluster: a kubeconfig, or the service account of its pod.
+//! The agent's account at its own cluster: a kubeconfig, or the service account of its pod.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -7,14 +7,17 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use futures::future::{BoxFuture, FutureExt, Ready, ready};
 use http::header::AUTHORIZATION;
-use http::uri::{Authority, PathAndQuery, Scheme};
+use http::uri::{Authority, Scheme};
 use http::{HeaderValue, Request, Response};
 use http_body_util::Empty;
 use kube::client::ConfigExt;
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError};
 use rustls::pki_types::ServerName;
+use throwline_kube_wire::http1::target::Target;
 use tower_layer::Layer;
 use tower_service::Service;
+
+use super::trust::Trust;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -28,25 +31,40 @@ pub enum ClusterAccess {
     Kubeconfig(PathBuf),
 }
 
-/// The agent's own access to its cluster cannot be used. The operator's to mend.
+/// The agent's own access to its cluster cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum AccessError {
-    #[error("the kubeconfig {} cannot be used: {reason}", path.display())]
-    Kubeconfig { path: PathBuf, reason: String },
+    #[error("the kubeconfig {} cannot be used: {source}", path.display())]
+    Kubeconfig {
+        path: PathBuf,
+        source: Box<KubeconfigError>,
+    },
     #[error(
         "there is no service account here ({0}): outside a cluster, give a kubeconfig with --kubeconfig FILE; in a \
          pod, let automountServiceAccountToken be true"
     )]
-    InCluster(String),
+    InCluster(#[source] InClusterError),
     #[error("the access to the API server has {0}, which the agent does not support")]
     Unsupported(&'static str),
     #[error("the API server's address {url} cannot be used: {reason}")]
-    Address { url: String, reason: String },
+    Address { url: String, reason: &'static str },
     #[error("the agent's credentials for the API server cannot be used: {0}")]
-    Credentials(String),
+    Credentials(#[from] UnusableCredentials),
 }
 
-/// Everything needed to connect and to be known.
+/// Why the agent's credentials cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum UnusableCredentials {
+    #[error(transparent)]
+    Kube(#[from] Box<kube::Error>),
+    #[error("there is no certificate in its certificate-authority")]
+    NoCertificate,
+    #[error("loading them was broken off: {0}")]
+    Interrupted(#[from] tokio::task::JoinError),
+}
+
+/// Everything needed to connect and to authenticate.
 pub(super) struct Credentials {
     pub(super) scheme: Scheme,
     pub(super) authority: Authority,
@@ -59,23 +77,27 @@ pub(super) struct Credentials {
     authorization: Option<Authorization>,
 }
 
-/// What a kubeconfig's current context says. The environment's proxy is not for the API server.
+/// The current context of a kubeconfig. The environment's proxy is not for the API server.
 ///
 /// # Errors
-/// It cannot be read, or names a proxy of its own.
+/// It cannot be read, or names a proxy.
 pub async fn read_kubeconfig(path: &Path) -> Result<kube::Config, AccessError> {
-    let bad = |reason: String| AccessError::Kubeconfig {
+    let bad = |error: KubeconfigError| AccessError::Kubeconfig {
         path: path.to_owned(),
-        reason,
+        source: Box::new(error),
     };
-    let kubeconfig = Kubeconfig::read_from(path).map_err(|error| bad(error.to_string()))?;
+    if let Some(exposed) = throwline_certs::files::exposure(path) {
+        // kubectl accepts it, so this is no error; but the cluster's keys may be in it.
+        tracing::warn!(%exposed, "the kubeconfig is open to other users of this machine");
+    }
+    let kubeconfig = Kubeconfig::read_from(path).map_err(bad)?;
     if names_a_proxy(&kubeconfig) {
         return Err(AccessError::Unsupported("a proxy-url"));
     }
     let options = KubeConfigOptions::default();
     let config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await;
-    let mut config = config.map_err(|error| bad(error.to_string()))?;
-    // kube takes HTTPS_PROXY for it. An agent has that for its way out, and the API server beside it.
+    let mut config = config.map_err(bad)?;
+    // kube would use HTTPS_PROXY, which an agent has for its relay.
     config.proxy_url = None;
     Ok(config)
 }
@@ -97,32 +119,33 @@ type Authorization =
 impl Credentials {
     pub(super) async fn load(source: &ClusterAccess) -> Result<Self, AccessError> {
         let config = match source {
-            ClusterAccess::InCluster => kube::Config::incluster()
-                .map_err(|error| AccessError::InCluster(error.to_string()))?,
+            ClusterAccess::InCluster => {
+                kube::Config::incluster().map_err(AccessError::InCluster)?
+            }
             ClusterAccess::Kubeconfig(path) => read_kubeconfig(path).await?,
         };
         // An exec plugin is run to its end in there.
         tokio::task::spawn_blocking(move || Self::of(&config))
             .await
-            .map_err(|error| AccessError::Credentials(error.to_string()))?
+            .map_err(UnusableCredentials::Interrupted)?
     }
 
     fn of(config: &kube::Config) -> Result<Self, AccessError> {
         let auth = &config.auth_info;
+        // Its headers would be replaced by those for the user: the agent would act with other
+        // rights than configured.
         if auth.impersonate.is_some() || auth.impersonate_groups.is_some() {
-            return Err(AccessError::Unsupported(
-                "impersonation of its own (as, as-groups)",
-            ));
+            return Err(AccessError::Unsupported("impersonation (as, as-groups)"));
         }
         if config.accept_invalid_certs {
             tracing::warn!(
-                "the kubeconfig says insecure-skip-tls-verify: the API server is not authenticated"
+                "insecure-skip-tls-verify is set in the kubeconfig, so the API server is not authenticated"
             );
         }
         let url = &config.cluster_url;
-        let bad = |reason: &str| AccessError::Address {
+        let bad = |reason| AccessError::Address {
             url: url.to_string(),
-            reason: reason.to_owned(),
+            reason,
         };
         let authority = url
             .authority()
@@ -143,9 +166,7 @@ impl Credentials {
             HeaderValue::from_str(authority.as_str()).map_err(|_| bad("its host is not ASCII"))?;
         let tls = if is_https {
             throwline_certs::tls::provide_to_libraries();
-            let tls = config
-                .rustls_client_config()
-                .map_err(|error| AccessError::Credentials(error.to_string()))?;
+            let tls = client_config(config)?;
             let name = config
                 .tls_server_name
                 .clone()
@@ -173,29 +194,45 @@ impl Credentials {
     }
 
     /// The `Authorization` of now; tokens from files and plugins are refreshed as they age.
-    pub(super) async fn authorization(&self) -> Result<Option<HeaderValue>, String> {
+    pub(super) async fn authorization(&self) -> Result<Option<HeaderValue>, BoxError> {
         match &self.authorization {
-            Some(current) => current().await.map_err(|error| error.to_string()),
+            Some(current) => current().await,
             None => Ok(None),
         }
     }
 
-    pub(super) fn prefixed(&self, target: &PathAndQuery) -> PathAndQuery {
-        if self.prefix.is_empty() {
-            return target.clone();
-        }
-        let joined = format!("{}{}", self.prefix, target.as_str());
-        // Both halves have been parsed before, so that their sum is a path again.
-        PathAndQuery::try_from(joined).unwrap_or_else(|_| target.clone())
+    pub(super) fn prefixed(&self, target: &Target) -> Target {
+        target.prefixed(&self.prefix)
     }
 }
 
-/// kube's own layer, which knows all kinds of tokens and when to refresh them, around a service that
-/// gives back the header it was given.
+/// kube's configuration, with our verifier where the certificates to trust are given.
+fn client_config(config: &kube::Config) -> Result<rustls::ClientConfig, AccessError> {
+    let unusable = |error: kube::Error| UnusableCredentials::Kube(Box::new(error));
+    let trusted = config
+        .root_cert
+        .as_ref()
+        .filter(|_| !config.accept_invalid_certs);
+    let Some(trusted) = trusted else {
+        let tls = config.rustls_client_config();
+        return Ok(tls.map_err(unusable)?);
+    };
+    let trust = Trust::new(trusted, config.root_cert_file.clone())
+        .ok_or(UnusableCredentials::NoCertificate)?;
+    let mut bare = config.clone();
+    // Until the verifier is set, nothing is trusted.
+    (bare.root_cert, bare.root_cert_file) = (Some(Vec::new()), None);
+    let mut tls = bare.rustls_client_config().map_err(unusable)?;
+    tls.dangerous().set_certificate_verifier(Arc::new(trust));
+    Ok(tls)
+}
+
+/// kube's layer, which has all kinds of tokens and refreshes them, around a service that returns the
+/// header it received.
 fn authorization(config: &kube::Config) -> Result<Option<Authorization>, AccessError> {
     let layer = config
         .auth_layer()
-        .map_err(|error| AccessError::Credentials(error.to_string()))?;
+        .map_err(|error| UnusableCredentials::Kube(Box::new(error)))?;
     let Some(layer) = layer else { return Ok(None) };
     let service = layer.layer(Mirror);
     Ok(Some(Arc::new(move || {
@@ -256,14 +293,14 @@ mod tests {
         assert!(value.is_sensitive());
         assert_eq!(
             credentials
-                .prefixed(&PathAndQuery::from_static("/api?x=1"))
+                .prefixed(&Target::read(b"/api?x=1", 0).unwrap())
                 .as_str(),
             "/base/api?x=1"
         );
     }
 
     #[tokio::test]
-    async fn what_cannot_be_used_is_said() {
+    async fn what_cannot_be_used_is_an_error() {
         for (cluster, user) in [
             ("server: 'http://127.0.0.1:1'", "as: someone"),
             (

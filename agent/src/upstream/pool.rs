@@ -1,32 +1,47 @@
 //! A small pool of connections to one API server, with one set of credentials.
 //!
 //! HTTP/2: the first connection with room is taken, so that extra ones fall idle and are closed.
-//! HTTP/1.1, when the server's ALPN says so: one request a connection at a time.
+//! HTTP/1.1, when the server's ALPN selects it: one request a connection at a time.
 
 use std::error::Error as _;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use http::Request;
+use http::{Request, Response};
+use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use throwline_kube_wire::http1::interim::Interim;
+use throwline_kube_wire::http1::request_line::RequestLine;
+use throwline_kube_wire::http1::target::Target;
+use throwline_kube_wire::http2::interim::{Bounded, Exceeded};
+use throwline_ops::GaugeGuard;
 use tokio::time::Instant;
 
 use super::access::Credentials;
 use super::connect::{Connected, Protocols, connect};
-use super::{Answer, Error, Limits, OutBody};
-use crate::metrics::{Held, Metrics};
+use super::error::{ConnectError, Error, ExchangeError};
+use super::limits::Limits;
+use super::upload::OutBody;
+use crate::metrics::Metrics;
 
-/// Longest DATA frame of HTTP/2 that is taken, bytes: what one piece of bulk is on its way to the user.
-const FRAME: u32 = throwline_tunnel::piece::PIECE as u32;
+/// Longest DATA frame of HTTP/2 that is taken, bytes: one chunk of bulk on its way to the user.
+const FRAME: u32 = throwline_tunnel::sizes::BULK_CHUNK as u32;
+
+/// What is wrong with an answer that is never complete.
+pub(crate) const INTERIM: &str = "interim answers (1xx) without end";
 
 pub(crate) struct Pool {
-    pub(super) credentials: Credentials,
+    pub(super) credentials: Arc<Credentials>,
+    protocols: Protocols,
     limits: Limits,
     metrics: Metrics,
     state: Mutex<State>,
     /// Held while connecting, so that a burst of requests opens one connection and not one each.
     connecting: tokio::sync::Mutex<()>,
+    /// HTTP/1.1 connections that serve a request.
+    busy: Arc<AtomicUsize>,
 }
 
 #[derive(Default)]
@@ -38,17 +53,43 @@ struct State {
 
 struct Multiplexed {
     sender: http2::SendRequest<OutBody>,
-    /// What the server allows at once, as its SETTINGS said last.
+    /// What the server allows at once, by its last SETTINGS.
     allowed: Arc<AtomicUsize>,
+    exceeded: Exceeded,
+    /// After so long without a byte it is given up.
+    silence: Duration,
     in_flight: AtomicUsize,
     /// When it last had a stream.
     used: Mutex<Instant>,
 }
 
+/// An answer's head with its body, and the place in the pool that it holds until the end of both.
+pub(crate) struct Answer {
+    pub(crate) response: Response<Incoming>,
+    pub(crate) lease: Lease,
+}
+
 /// A place on a connection; ends with the answer's body.
 pub(crate) enum Lease {
     Http2(Stream),
-    Http1(Arc<Pool>, http1::SendRequest<OutBody>),
+    Http1(Arc<Pool>, http1::SendRequest<OutBody>, Busy),
+}
+
+/// One HTTP/1.1 connection's share of those that may serve requests.
+pub(crate) struct Busy(Arc<AtomicUsize>);
+
+impl Busy {
+    /// `None`: there are `most` already.
+    fn on(count: &Arc<AtomicUsize>, most: usize) -> Option<Self> {
+        let busy = Self(count.clone());
+        (count.fetch_add(1, Ordering::Relaxed) < most).then_some(busy)
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// One stream's share of a connection.
@@ -56,42 +97,57 @@ pub(crate) struct Stream(Arc<Multiplexed>);
 
 /// A request without an answer.
 pub(super) enum Failed {
-    /// Never left; here it is back.
+    /// Never sent.
     NotSent {
         request: Box<Request<OutBody>>,
         error: Error,
     },
-    /// Left, but the server says that it did not touch it.
+    /// Sent, but the server reports that it did not process it.
     NotProcessed(Error),
-    /// May have been processed: never sent again by us.
+    /// May have been processed: not sent again, except a read.
     Unknown(Error),
 }
 
 impl Pool {
-    pub(super) fn new(credentials: Credentials, limits: Limits, metrics: Metrics) -> Self {
+    pub(super) fn new(
+        credentials: Arc<Credentials>,
+        protocols: Protocols,
+        limits: Limits,
+        metrics: Metrics,
+    ) -> Self {
+        let state = State {
+            speaks_http1: protocols == Protocols::Http1,
+            ..State::default()
+        };
         Self {
             credentials,
+            protocols,
             limits,
             metrics,
-            state: Mutex::default(),
+            state: Mutex::new(state),
             connecting: tokio::sync::Mutex::default(),
+            busy: Arc::default(),
         }
     }
 
-    /// A place on a connection that is alive as far as is known, opened if need be.
-    /// Opening is boxed: requests are moved about, and most find a connection that is open.
-    pub(super) async fn lease(self: &Arc<Self>) -> Result<Lease, Error> {
+    /// A place on an open connection, which is opened if there is none. Opening is boxed: requests are moved,
+    /// and most find an open connection.
+    /// `long` is the target of the request where `http` cannot hold it: it takes a fresh connection.
+    pub(super) async fn lease(self: &Arc<Self>, long: Option<Target>) -> Result<Lease, Error> {
+        if long.is_some() {
+            return Box::pin(self.open(long)).await;
+        }
         if let Some(lease) = self.ready() {
             return Ok(lease);
         }
         if self.state().speaks_http1 {
-            // Nothing is shared, so nobody need wait for another's connection.
-            return Box::pin(self.open()).await;
+            // Nothing is shared, so no request waits for the connection of another.
+            return Box::pin(self.open(None)).await;
         }
         let _turn = self.connecting.lock().await;
         match self.ready() {
             Some(lease) => Ok(lease),
-            None => Box::pin(self.open()).await,
+            None => Box::pin(self.open(None)).await,
         }
     }
 
@@ -110,7 +166,7 @@ impl Pool {
             .map(|connection| connection.is_idle(self.limits.idle))
             .collect();
         if spares.len() > 1 {
-            // The first stays warm; the others have had their time.
+            // The first stays open; the idle time of the others is over.
             let mut at = 0;
             state.http2.retain(|_| {
                 at += 1;
@@ -126,21 +182,29 @@ impl Pool {
         }
         while let Some((sender, since)) = state.http1.pop() {
             if sender.is_ready() && since.elapsed() < self.limits.idle {
-                return Some(Lease::Http1(self.clone(), sender));
+                let busy = Busy::on(&self.busy, self.limits.apart)?;
+                return Some(Lease::Http1(self.clone(), sender, busy));
             }
         }
         None
     }
 
-    async fn open(self: &Arc<Self>) -> Result<Lease, Error> {
+    async fn open(self: &Arc<Self>, long: Option<Target>) -> Result<Lease, Error> {
         if self.state().http2.len() >= self.limits.connections {
             return Err(Error::Busy);
         }
+        // Counts before the connection is made: a slow API server would otherwise collect connects
+        // without bound.
+        let busy = Busy::on(&self.busy, self.limits.apart).ok_or(Error::Busy)?;
         let Connected { io, http2 } =
-            connect(&self.credentials, Protocols::Any, self.limits.connect).await?;
-        let held = Held::new(&self.metrics.upstream_connections);
-        let broken = |error: hyper::Error| Error::Connect(error.to_string());
+            connect(&self.credentials, self.protocols, self.limits.connect).await?;
+        let held = GaugeGuard::new(&self.metrics.upstream_connections);
+        let broken = |error: hyper::Error| Error::Connect(ConnectError::Http(error));
         if !http2 {
+            let (io, slot) = RequestLine::new(io);
+            if let Some(target) = long {
+                slot.set(target);
+            }
             let (sender, driver) = http1::Builder::new()
                 .max_buf_size(64 * 1024)
                 .handshake(TokioIo::new(io))
@@ -153,8 +217,11 @@ impl Pool {
                     tracing::debug!(%error, "a connection to the API server has ended");
                 }
             });
-            return Ok(Lease::Http1(self.clone(), sender));
+            return Ok(Lease::Http1(self.clone(), sender, busy));
         }
+        drop(busy);
+        let io = Bounded::new(io);
+        let exceeded = io.exceeded();
         let (sender, driver) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .initial_stream_window_size(self.limits.stream_window)
@@ -164,7 +231,7 @@ impl Pool {
             .max_send_buf_size(256 * 1024)
             .max_header_list_size(64 * 1024)
             .keep_alive_interval(self.limits.keep_alive)
-            .keep_alive_timeout(self.limits.keep_alive / 2)
+            .keep_alive_timeout(self.limits.keep_alive)
             .keep_alive_while_idle(true)
             .handshake(TokioIo::new(io))
             .await
@@ -176,6 +243,8 @@ impl Pool {
             let mut driver = std::pin::pin!(driver);
             let driving = std::future::poll_fn(|cx| {
                 let ended = driver.as_mut().poll(cx);
+                // SETTINGS_MAX_CONCURRENT_STREAMS of the API server, which may change while the
+                // connection lives.
                 learned.store(driver.current_max_send_streams(), Ordering::Relaxed);
                 ended
             });
@@ -186,6 +255,8 @@ impl Pool {
         let connection = Arc::new(Multiplexed {
             sender,
             allowed,
+            exceeded,
+            silence: self.limits.keep_alive * 2,
             in_flight: AtomicUsize::new(0),
             used: Mutex::new(Instant::now()),
         });
@@ -202,7 +273,7 @@ impl Multiplexed {
         self.in_flight.load(Ordering::Relaxed) < streams.min(self.allowed.load(Ordering::Relaxed))
     }
 
-    fn is_idle(&self, limit: std::time::Duration) -> bool {
+    fn is_idle(&self, limit: Duration) -> bool {
         let used = *self.used.lock().unwrap_or_else(PoisonError::into_inner);
         self.in_flight.load(Ordering::Relaxed) == 0 && used.elapsed() > limit
     }
@@ -234,21 +305,32 @@ impl Lease {
                     response,
                     lease: Self::Http2(stream),
                 }),
-                Err(error) => Err(failed(error)),
+                Err(_) if stream.0.exceeded.is_true() => {
+                    Err(Failed::Unknown(Error::Broken(INTERIM)))
+                }
+                Err(error) => Err(failed(error, stream.0.silence)),
             },
-            Self::Http1(pool, mut sender) => match sender.try_send_request(request).await {
-                Ok(response) => Ok(Answer {
-                    response,
-                    lease: Self::Http1(pool, sender),
-                }),
-                Err(error) => Err(failed(error)),
-            },
+            Self::Http1(pool, mut sender, busy) => {
+                let mut request = request;
+                let interim = Interim::of(&mut request);
+                let sent = tokio::select! {
+                    sent = sender.try_send_request(request) => sent,
+                    () = interim.exceeded() => return Err(Failed::Unknown(Error::Broken(INTERIM))),
+                };
+                match sent {
+                    Ok(response) => Ok(Answer {
+                        response,
+                        lease: Self::Http1(pool, sender, busy),
+                    }),
+                    Err(error) => Err(failed(error, pool.limits.keep_alive * 2)),
+                }
+            }
         }
     }
 
-    /// The answer has ended as it should: its connection may serve another.
+    /// The answer has ended cleanly: its connection may serve another request.
     pub(crate) fn give_back(self) {
-        let Self::Http1(pool, mut sender) = self else {
+        let Self::Http1(pool, mut sender, _busy) = self else {
             return;
         };
         tokio::spawn(async move {
@@ -262,21 +344,25 @@ impl Lease {
     }
 }
 
-fn failed(mut error: TrySendError<Request<OutBody>>) -> Failed {
+fn failed(mut error: TrySendError<Request<OutBody>>, silence: Duration) -> Failed {
     let request = error.take_message();
     let error = error.into_error();
-    let said = Error::Exchange(describe(&error));
+    let is_unprocessed = is_unprocessed(&error);
+    let error = match error.is_timeout() {
+        true => Error::Silent(silence),
+        false => Error::Exchange(ExchangeError::Http(error)),
+    };
     match request {
         Some(request) => Failed::NotSent {
             request: Box::new(request),
-            error: said,
+            error,
         },
-        None if is_unprocessed(&error) => Failed::NotProcessed(said),
-        None => Failed::Unknown(said),
+        None if is_unprocessed => Failed::NotProcessed(error),
+        None => Failed::Unknown(error),
     }
 }
 
-/// The server has said of this stream that it was not processed: REFUSED_STREAM, or a graceful GOAWAY,
+/// The server has reported that this stream was not processed: REFUSED_STREAM, or a graceful GOAWAY,
 /// which a stream only sees as its error when it lies above the last one processed (RFC 9113, 6.8).
 fn is_unprocessed(error: &hyper::Error) -> bool {
     let cause = error
@@ -287,11 +373,4 @@ fn is_unprocessed(error: &hyper::Error) -> bool {
             && (cause.reason() == Some(h2::Reason::REFUSED_STREAM)
                 || (cause.is_go_away() && cause.reason() == Some(h2::Reason::NO_ERROR)))
     })
-}
-
-fn describe(error: &hyper::Error) -> String {
-    match error.source() {
-        Some(cause) => format!("{error}: {cause}"),
-        None => error.to_string(),
-    }
 }

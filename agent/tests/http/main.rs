@@ -1,4 +1,4 @@
-//! The agent's HTTP, told as stories: a user on one end of a pipe, an API server with TLS on the
+//! The agent's HTTP, as stories: a user on one end of a pipe, an API server with TLS on the
 //! other side of the agent.
 
 #![expect(
@@ -7,6 +7,9 @@
 )]
 
 mod answers;
+mod compatibility;
+mod fair;
+mod policy;
 mod requests;
 mod support;
 mod upgrades;

@@ -3,8 +3,7 @@
 use http::Request;
 use http_body_util::BodyExt;
 use hyper::body::Frame;
-use throwline_agent::Audit;
-use throwline_agent::session::Limits;
+use throwline_agent::{Audit, Limits};
 
 use super::support::{Agent, ApiServer, get, text, within};
 

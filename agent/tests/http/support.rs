@@ -13,11 +13,16 @@ use hyper::body::{Frame, Incoming};
 use hyper::client::conn::http2::SendRequest;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use throwline_agent::audit::{Audit, Limits as AuditLimits, Sink, Subject};
-use throwline_agent::rules::User;
-use throwline_agent::session::{self, Lifetime, Protocol};
-use throwline_agent::upstream::{self, Upstream};
-use throwline_agent::{ClusterAccess, Gateway, Metrics};
+use throwline_agent::live::LiveSession;
+use throwline_agent::quotas::Quotas;
+use throwline_agent::request::Lifetime;
+use throwline_agent::session::{self, Protocol, SessionServer, Setup};
+use throwline_agent::upstream::Upstream;
+use throwline_agent::{ClusterAccess, Gateway, Limits, Metrics};
+use throwline_certs::PeerIdentity;
 use throwline_ops::{Drain, Shutdown, ShutdownTrigger};
+use throwline_policy::PolicySet;
+use throwline_policy::rules::User;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -136,7 +141,7 @@ impl Drop for ApiServer {
 }
 
 impl ApiServer {
-    /// Answers as `answer` says; the body has been read by then.
+    /// Answers by `answer`; the body has been read by then.
     pub(crate) async fn start<F>(alpn: &[&[u8]], answer: F) -> Self
     where
         F: Fn(Seen) -> BoxFuture<'static, Response<Body>> + Send + Sync + 'static,
@@ -221,20 +226,23 @@ impl ApiServer {
 /// The agent between.
 pub(crate) struct Agent {
     gateway: Arc<Gateway>,
-    subject: Arc<Subject>,
-    _triggers: [ShutdownTrigger; 2],
-    life: Lifetime,
+    server: SessionServer,
+    quotas: Quotas,
+    metrics: Metrics,
+    limits: session::Limits,
+    setup: Setup,
+    _trigger: ShutdownTrigger,
 }
 
 impl Agent {
     pub(crate) async fn before(kubeconfig: PathBuf) -> Self {
-        Self::with(kubeconfig, Audit::Off, session::Limits::default()).await
+        Self::with(kubeconfig, Audit::Off, Limits::default()).await
     }
 
-    pub(crate) async fn with(kubeconfig: PathBuf, audit: Audit, limits: session::Limits) -> Self {
+    pub(crate) async fn with(kubeconfig: PathBuf, audit: Audit, limits: Limits) -> Self {
         let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
         let source = ClusterAccess::Kubeconfig(kubeconfig);
-        let upstream = Upstream::load(source, upstream::Limits::default(), metrics.clone())
+        let upstream = Upstream::load(source, limits.upstream, metrics.clone())
             .await
             .unwrap();
         let sink = Sink::open(&audit, AuditLimits::default(), metrics.clone()).unwrap();
@@ -243,43 +251,93 @@ impl Agent {
             user: User {
                 name: "jane".into(),
                 groups: vec!["dev".into(), "ops".into()],
-                credential: None,
+                ..User::default()
             },
             source: "192.0.2.1".into(),
         };
-        let ((one, shutdown), (two, stop)) = (Shutdown::new(), Shutdown::new());
+        let (trigger, shutdown) = Shutdown::new();
         let life = Lifetime {
-            detached: Duration::ZERO,
-            round_trip: Duration::ZERO,
-            phases: None,
-            not_after: SystemTime::now() + Duration::from_secs(3600),
-            shutdown,
-            stop,
+            live: LiveSession::alone(jane(SystemTime::now() + Duration::from_secs(3600))),
             guard: Arc::new(Drain::new().guard()),
+            detached: Duration::ZERO,
+            phases: None,
         };
-        let gateway = Arc::new(Gateway::new(upstream, sink, metrics, limits));
+        let setup = Setup {
+            protocol: Protocol::Http2,
+            subject: Arc::new(subject),
+            life,
+            shutdown,
+            round_trip: Duration::ZERO,
+            credentials: None,
+        };
+        let quotas = Quotas::new(limits.quotas, metrics.clone());
+        let gateway = Gateway::new(
+            upstream,
+            sink,
+            quotas.clone(),
+            metrics.clone(),
+            limits.request,
+        );
+        let gateway = Arc::new(gateway);
+        let (served, limits) = (gateway.clone(), limits.session);
+        let server = SessionServer::new(served, quotas.clone(), metrics.clone(), limits);
         Self {
             gateway,
-            subject: Arc::new(subject),
-            _triggers: [one, two],
-            life,
+            server,
+            quotas,
+            metrics,
+            limits,
+            setup,
+            _trigger: trigger,
         }
     }
 
     pub(crate) fn expiring(mut self, at: SystemTime) -> Self {
-        self.life.not_after = at;
+        self.setup.life.live = LiveSession::alone(jane(at));
         self
+    }
+
+    /// The same agent with these rules.
+    pub(crate) fn under(mut self, policy: PolicySet) -> Self {
+        drop(self.server);
+        let gateway = Arc::into_inner(self.gateway).expect("no session yet");
+        self.gateway = Arc::new(gateway.with_policy(policy));
+        self.server = SessionServer::new(
+            self.gateway.clone(),
+            self.quotas.clone(),
+            self.metrics.clone(),
+            self.limits,
+        );
+        self
+    }
+
+    /// The same agent, as another user sees it.
+    pub(crate) fn of(&self, name: &str) -> Self {
+        let mut subject = Subject::clone(&self.setup.subject);
+        subject.user.name = name.to_owned();
+        let (trigger, shutdown) = Shutdown::new();
+        Self {
+            gateway: self.gateway.clone(),
+            server: self.server.clone(),
+            quotas: self.quotas.clone(),
+            metrics: self.metrics.clone(),
+            limits: self.limits,
+            setup: Setup {
+                subject: Arc::new(subject),
+                shutdown,
+                ..self.setup.clone()
+            },
+            _trigger: trigger,
+        }
     }
 
     pub(crate) fn session(&self, protocol: Protocol) -> DuplexStream {
         let (near, far) = tokio::io::duplex(64 * 1024);
-        tokio::spawn(session::serve(
-            far,
+        let setup = Setup {
             protocol,
-            self.gateway.clone(),
-            self.subject.clone(),
-            self.life.clone(),
-        ));
+            ..self.setup.clone()
+        };
+        tokio::spawn(self.server.clone().serve(far, setup));
         near
     }
 
@@ -332,4 +390,16 @@ pub(crate) async fn eventually(mut holds: impl FnMut() -> bool) {
         }
     })
     .await;
+}
+
+fn jane(not_after: SystemTime) -> PeerIdentity {
+    PeerIdentity {
+        id: "spiffe://d/user/jane".parse().unwrap(),
+        groups: vec!["dev".into(), "ops".into()],
+        serial: "01".into(),
+        not_before: SystemTime::UNIX_EPOCH,
+        not_after,
+        fingerprint: [0; 32],
+        public_key: Vec::new(),
+    }
 }

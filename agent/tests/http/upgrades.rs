@@ -2,21 +2,21 @@
 
 use std::time::Duration;
 
-use throwline_agent::Audit;
-use throwline_agent::session::{Limits, Protocol};
+use throwline_agent::session::Protocol;
+use throwline_agent::{Audit, Limits, request};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinHandle;
 
 use super::support::{Agent, Tcp, get, text, within};
 
-const EXEC: &str = "POST /api/v1/namespaces/a/pods/b/exec?command=sh HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\n\
+pub(crate) const EXEC: &str = "POST /api/v1/namespaces/a/pods/b/exec?command=sh HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\n\
                     Upgrade: SPDY/3.1\r\nContent-Length: 0\r\nX-Stream-Protocol-Version: v5.channel.k8s.io\r\n\
                     X-Stream-Protocol-Version: v4.channel.k8s.io\r\n\r\n";
-const SWITCH: &str = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n\
+pub(crate) const SWITCH: &str = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n\
                       X-Stream-Protocol-Version: v4.channel.k8s.io\r\n\r\n";
 
 /// Takes one connection: reads a head, answers in bytes, then gives back all that it ever read.
-async fn scripted(answer: &str, end: bool) -> (Agent, JoinHandle<String>) {
+pub(crate) async fn scripted(answer: &str, end: bool) -> (Agent, JoinHandle<String>) {
     scripted_with(answer, end, Limits::default()).await
 }
 
@@ -142,7 +142,10 @@ async fn a_101_that_nobody_asked_for_is_not_passed_on() {
 #[tokio::test]
 async fn a_refusal_that_does_not_end_is_given_up() {
     let limits = Limits {
-        refusal: Duration::from_millis(100),
+        request: request::Limits {
+            refusal: Duration::from_millis(100),
+            ..request::Limits::default()
+        },
         ..Limits::default()
     };
     let endless = "HTTP/1.1 403 Forbidden\r\nContent-Length: 100\r\n\r\npart";

@@ -1,6 +1,6 @@
 //! What each layer of an idle carrier holds at a relay, counted by the allocator.
 //!
-//! Each layer is built many times, and what was allocated for one is told. Where both ends are
+//! Each layer is built many times, and the allocation for one is printed. Where both ends are
 //! alike, one is half of a pair; where they are not, ours is what is given back when it is dropped.
 //! The whole is a relay in this process whose agents are in another. Prints one line of JSON, in
 //! bytes; `throwline-benches idle` reads it.
@@ -16,8 +16,8 @@ use bytes::Bytes;
 use futures::AsyncWriteExt as _;
 use rustls::pki_types::ServerName;
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
-use throwline_certs::authority::Authority;
-use throwline_certs::tls::{self, RelayCertificate};
+use throwline_authority::Authority;
+use throwline_certs::tls::{self, HttpsCertificate, RelayCertificate};
 use throwline_ops::Shutdown;
 use throwline_tunnel::carrier::{self, AcceptConfig, Connection, DialConfig, Prover};
 use throwline_tunnel::proto::messages::Role;
@@ -40,7 +40,7 @@ const PATIENCE: Duration = Duration::from_secs(180);
 #[tokio::main]
 async fn main() -> Result<()> {
     throwline_ops::limits::raise_open_files();
-    let dir = throwline_e2e::world::private_dir()?;
+    let dir = throwline_e2e::environment::private_dir()?;
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let url: Url = format!("https://localhost:{}", listener.local_addr()?.port()).parse()?;
     let state = dir.path().join("relay");
@@ -87,12 +87,13 @@ async fn sockets_held() -> Result<f64> {
 
 /// The relay's end, its socket with it.
 async fn tls_held(authority: &Authority, url: &Url) -> Result<f64> {
-    let certificate = RelayCertificate::Own {
-        authority,
-        public_url: url,
-    };
+    let certificate = HttpsCertificate::issue(Arc::new(authority.clone()), url).await?;
+    let certificate = RelayCertificate::Own(Arc::new(certificate));
     let acceptor = TlsAcceptor::from(tls::relay_server(certificate)?);
-    let connector = TlsConnector::from(tls::carrier_client(authority.roots(), None)?);
+    let connector = TlsConnector::from(tls::carrier_client(
+        authority.roots(),
+        tls::Trust::default(),
+    )?);
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let (mut near, mut far) = (Vec::with_capacity(COUNT), Vec::with_capacity(COUNT));
     for _ in 0..COUNT {
@@ -168,7 +169,11 @@ async fn relay_held(
     let (_stop, shutdown) = Shutdown::new();
     let config = throwline_relay::Config::new(url.clone(), throwline_relay::Tls::Own);
     tokio::spawn(throwline_relay::run(
-        listener, None, authority, config, shutdown,
+        listener,
+        None,
+        Arc::new(authority),
+        config,
+        shutdown,
     ));
     // The first ones make what all share.
     let first = agents(state, url, "first-", 20).await?;

@@ -43,7 +43,7 @@ impl Report<'_> {
         text
     }
 
-    /// Rewrites what the README of this crate says of the last run, and the picture beside it.
+    /// Rewrites the part of the README of this crate about the last run, and the picture beside it.
     pub(crate) fn publish(&self, dir: &Path) -> anyhow::Result<()> {
         let names: Vec<&'static str> = self.ways.iter().map(|way| way.name).collect();
         picture::draw(&dir.join(PICTURE), self.figures, &names)?;

@@ -30,7 +30,7 @@ const TICKS: [(f64, &str); 8] = [
     (4.0, "4 ×"),
     (8.0, "8 ×"),
 ];
-/// Told apart by people who see fewer colours, too (Okabe and Ito); ours is the last.
+/// Distinct for people who see fewer colours, too (Okabe and Ito); ours is the last.
 const COLOURS: [RGBColor; 3] = [
     RGBColor(153, 153, 153),
     RGBColor(86, 180, 233),

@@ -40,7 +40,7 @@ pub(crate) struct Site {
 
 impl Site {
     pub(crate) async fn start() -> anyhow::Result<Self> {
-        let dir = throwline_e2e::world::private_dir()?;
+        let dir = throwline_e2e::environment::private_dir()?;
         let (server, line) = Helper::start(&["upstream"]).await?;
         let cluster = match tools::newest_kubectl() {
             Ok(_) => Some(Upstream::start(dir.path()).await?),
@@ -59,7 +59,7 @@ impl Site {
         Target::bare(addr, &self.upstream.ca_pem)
     }
 
-    /// A directory of its own.
+    /// A private directory.
     fn room(&self, name: &str) -> anyhow::Result<PathBuf> {
         let room = self.dir.path().join(name);
         std::fs::create_dir_all(&room)?;
@@ -183,7 +183,7 @@ pub(crate) struct Way {
 /// What can be compared, in the order of the report.
 pub(crate) const NAMES: [&str; 4] = [DIRECT, ssh::NAME, rathole::NAME, THROWLINE];
 
-/// Starts a way. An error that is a [`throwline_e2e::suite::Skipped`] says that its program is not
+/// Starts a way. An error that is a [`throwline_e2e::suite::Skipped`] means that its program is not
 /// installed.
 pub(crate) async fn start(name: &'static str, site: &Site, rest: Duration) -> anyhow::Result<Way> {
     let version = match name {

@@ -125,7 +125,7 @@ fn libraries(server: &Path) -> Option<PathBuf> {
         .filter(|_| package != Path::new("/"))
 }
 
-/// The account that this process runs as: a server that is not root lets in nobody else.
+/// The account that this process runs as: a server that is not root admits no other.
 fn own_name() -> anyhow::Result<String> {
     let id = std::process::Command::new("id").arg("-un").output()?;
     Ok(String::from_utf8(id.stdout)?.trim().to_owned())

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Context;
+use throwline_e2e::environment::{MANY_LINES_AT_A_RELAY, MANY_LINES_AT_AN_AGENT};
 use throwline_e2e::kubectl::Kubectl;
 use throwline_e2e::{Agent, Proxy, Relay, User, free_address, tools};
 
@@ -36,7 +37,8 @@ pub(super) async fn with_relay(
     let listen = free_address()?;
     let public = distance.hop(listen, &mut held).await?;
     let public = format!("https://localhost:{}", public.port());
-    let relay = Arc::new(Relay::at(&dir.join("relay"), listen, &public, &[]).await?);
+    let relay =
+        Arc::new(Relay::at(&dir.join("relay"), listen, &public, &MANY_LINES_AT_A_RELAY).await?);
 
     let kubeconfig = dir.join("upstream.kubeconfig");
     let ca = dir.join("upstream-ca.pem");
@@ -52,7 +54,7 @@ pub(super) async fn with_relay(
         ),
     )?;
     // Peers write no audit either.
-    let arguments = ["--audit-log", "off"];
+    let arguments = [&["--audit-log", "off"], &MANY_LINES_AT_AN_AGENT[..]].concat();
     let token = relay.token(&["--cluster", BENCH]).await?;
     let agent = Agent::start(&dir, BENCH, &token, &kubeconfig, &arguments).await?;
     agent.connected().await?;

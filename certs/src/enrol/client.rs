@@ -1,7 +1,13 @@
-//! One HTTP/1.1 POST, over TLS whose certificate the token may vouch for.
+//! One HTTP/1.1 POST, over TLS whose certificate is verified by the token's pin or a trusted CA.
 
-use super::{EnrolError, pin::PinVerifier};
-use crate::{EnrolmentToken, tls};
+use super::{
+    error::{BadAnswer, EnrolError, InvalidNow},
+    pin::PinVerifier,
+};
+use crate::{
+    EnrolmentToken,
+    tls::{self, Trust},
+};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{Request, header};
@@ -9,7 +15,6 @@ use hyper_util::rt::TokioIo;
 use rustls::{CertificateError, ClientConfig, pki_types::ServerName};
 use std::{
     io,
-    path::Path,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -31,7 +36,7 @@ pub(super) struct Answer {
 
 pub(super) async fn post<T>(
     token: &EnrolmentToken,
-    extra_ca: Option<&Path>,
+    trust: Trust<'_>,
     connecting: impl Future<Output = Result<T, EnrolError>>,
     body: Vec<u8>,
 ) -> Result<Answer, EnrolError>
@@ -40,12 +45,12 @@ where
 {
     let relay = &token.relay;
     if relay.scheme() == "https" {
-        // Read first: nobody is called on while our own files cannot be used.
-        let config = config(token, extra_ca)?;
+        // Read first: no relay is dialled while our own files cannot be used.
+        let config = config(token, trust)?;
         let tls = TlsConnector::from(config)
             .connect(server_name(relay)?, connecting.await?)
             .await
-            .map_err(|error| tls_error(relay, &error))?;
+            .map_err(|error| broken_tls(relay, error))?;
         exchange(relay, tls, body).await
     } else {
         exchange(relay, connecting.await?, body).await
@@ -70,15 +75,14 @@ pub(super) async fn connect(relay: &Url) -> Result<TcpStream, EnrolError> {
     Ok(tcp)
 }
 
-fn config(
+pub(super) fn config(
     token: &EnrolmentToken,
-    extra_ca: Option<&Path>,
+    trust: Trust<'_>,
 ) -> Result<Arc<ClientConfig>, EnrolError> {
-    let own = |error: rustls::Error| crate::Error::Crypto(error.to_string());
-    let verifier = PinVerifier::new(token.pin, tls::public_roots(extra_ca)?)?;
+    let verifier = PinVerifier::new(token.pin, trust.roots()?)?;
     let mut config = ClientConfig::builder_with_provider(tls::provider())
         .with_safe_default_protocol_versions()
-        .map_err(own)?
+        .map_err(crate::Error::from)?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier))
         .with_no_client_auth();
@@ -90,8 +94,10 @@ async fn exchange<T>(relay: &Url, io: T, body: Vec<u8>) -> Result<Answer, EnrolE
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    // In TLS 1.3 the server's alert can arrive after the client's handshake is done; it is then
+    // inside hyper's error.
     let broken = |error: hyper::Error| match tls_cause(&error) {
-        Some(tls) => tls_error(relay, tls),
+        Some(tls) => failed_handshake(relay, tls.clone()),
         None => EnrolError::Unreachable {
             relay: relay.clone(),
             source: io::Error::other(error),
@@ -108,14 +114,14 @@ where
         .header(header::CONTENT_TYPE, "application/json")
         .header(header::ACCEPT, "application/json")
         .body(Full::new(Bytes::from(body)))
-        .map_err(|error| EnrolError::BadAnswer(error.to_string()))?;
+        .map_err(BadAnswer::from)?;
     let answer = async {
         let response = sender.send_request(request).await.map_err(broken)?;
         let (head, body) = response.into_parts();
         let body = Limited::new(body, MAX_ANSWER)
             .collect()
             .await
-            .map_err(|error| EnrolError::BadAnswer(error.to_string()))?;
+            .map_err(BadAnswer::Body)?;
         let retry_after = head
             .headers
             .get(header::RETRY_AFTER)
@@ -136,7 +142,7 @@ fn server_name(relay: &Url) -> Result<ServerName<'static>, EnrolError> {
     let host = host_of(relay)?;
     ServerName::try_from(host).map_err(|error| EnrolError::Tls {
         relay: relay.clone(),
-        reason: error.to_string(),
+        source: Box::new(error.into()),
     })
 }
 
@@ -146,28 +152,30 @@ fn host_of(relay: &Url) -> Result<String, EnrolError> {
         Some(Host::Domain(name)) => Ok(name.to_owned()),
         Some(Host::Ipv4(address)) => Ok(address.to_string()),
         Some(Host::Ipv6(address)) => Ok(address.to_string()),
-        None => Err(EnrolError::BadAnswer(format!("{relay} has no host"))),
+        None => Err(BadAnswer::NoHost(relay.clone()).into()),
     }
 }
 
-fn tls_cause(error: &hyper::Error) -> Option<&io::Error> {
-    std::error::Error::source(error)?
-        .downcast_ref::<io::Error>()
-        .filter(|error| rustls_error(error).is_some())
+fn tls_cause(error: &hyper::Error) -> Option<&rustls::Error> {
+    rustls_error(std::error::Error::source(error)?.downcast_ref()?)
 }
 
 fn rustls_error(error: &io::Error) -> Option<&rustls::Error> {
     error.get_ref()?.downcast_ref()
 }
 
-fn tls_error(relay: &Url, error: &io::Error) -> EnrolError {
+fn broken_tls(relay: &Url, error: io::Error) -> EnrolError {
+    match rustls_error(&error) {
+        Some(cause) => failed_handshake(relay, cause.clone()),
+        None => EnrolError::Tls {
+            relay: relay.clone(),
+            source: Box::new(error.into()),
+        },
+    }
+}
+
+fn failed_handshake(relay: &Url, cause: rustls::Error) -> EnrolError {
     let relay = relay.clone();
-    let Some(cause) = rustls_error(error) else {
-        return EnrolError::Tls {
-            relay,
-            reason: error.to_string(),
-        };
-    };
     match cause {
         rustls::Error::InvalidCertificate(CertificateError::Other(other))
             if other.0.is::<super::pin::OtherAuthority>() =>
@@ -175,20 +183,26 @@ fn tls_error(relay: &Url, error: &io::Error) -> EnrolError {
             EnrolError::WrongPin { relay }
         }
         rustls::Error::InvalidCertificate(
-            error @ (CertificateError::Expired
+            reason @ (CertificateError::Expired
             | CertificateError::ExpiredContext { .. }
             | CertificateError::NotValidYet
             | CertificateError::NotValidYetContext { .. }),
         ) => EnrolError::Clock {
-            reason: format!("the certificate of {relay} is not valid now: {error}"),
+            source: Box::new(InvalidNow::Server { relay, reason }),
             now: SystemTime::now(),
         },
         rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
             EnrolError::UnknownIssuer { relay }
         }
+        // What a busy relay answers instead of a ServerHello: docs/protocol.md, "Connecting".
+        rustls::Error::AlertReceived(rustls::AlertDescription::Unknown(code @ 0xc0..)) => {
+            EnrolError::Busy {
+                retry_after: Duration::from_secs(u64::from(code - 0xbf)),
+            }
+        }
         cause => EnrolError::Tls {
             relay,
-            reason: cause.to_string(),
+            source: Box::new(cause.into()),
         },
     }
 }

@@ -1,11 +1,11 @@
-//! Whom to believe before there is an identity: the pinned CA, or the public ones.
+//! The trust before there is an identity: the pinned CA, or those that were configured.
 
-use crate::{Error, Roots, sha256, tls::provider};
+use crate::{CryptoError, Error, Roots, sha256, tls::provider};
 use rustls::{
     CertificateError, DigitallySignedStruct, Error as TlsError, OtherError, RootCertStore,
     SignatureScheme,
     client::{
-        WebPkiServerVerifier,
+        VerifierBuilderError, WebPkiServerVerifier,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     },
     crypto::{verify_tls12_signature, verify_tls13_signature},
@@ -19,28 +19,26 @@ use std::sync::Arc;
 pub(super) struct OtherAuthority;
 
 /// Accepts a chain to the CA whose hash is `pin`, if the server sends that CA along, or a chain
-/// to a public CA. Either way the name must be right.
+/// to a CA that was named. Either way the name must be right.
 #[derive(Debug)]
 pub(super) struct PinVerifier {
     pin: [u8; 32],
-    public: Option<Arc<WebPkiServerVerifier>>,
+    named: Option<Arc<WebPkiServerVerifier>>,
 }
 
 impl PinVerifier {
-    pub(super) fn new(pin: [u8; 32], public: RootCertStore) -> Result<Self, Error> {
-        let public = if public.is_empty() {
+    pub(super) fn new(pin: [u8; 32], named: RootCertStore) -> Result<Self, Error> {
+        let named = if named.is_empty() {
             None
         } else {
-            Some(chain_verifier(public).map_err(|error| Error::Crypto(error.to_string()))?)
+            Some(chain_verifier(named).map_err(CryptoError::from)?)
         };
-        Ok(Self { pin, public })
+        Ok(Self { pin, named })
     }
 }
 
-fn chain_verifier(roots: RootCertStore) -> Result<Arc<WebPkiServerVerifier>, TlsError> {
-    WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider())
-        .build()
-        .map_err(|error| TlsError::General(error.to_string()))
+fn chain_verifier(roots: RootCertStore) -> Result<Arc<WebPkiServerVerifier>, VerifierBuilderError> {
+    WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider()).build()
 }
 
 impl ServerCertVerifier for PinVerifier {
@@ -55,18 +53,24 @@ impl ServerCertVerifier for PinVerifier {
         let verify = |verifier: &WebPkiServerVerifier| {
             verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
         };
+        // The pin takes the place of the public CAs: this certificate is the one root, and the name
+        // is verified as usual.
         if let Some(ca) = intermediates.iter().find(|der| sha256(der) == self.pin) {
             let mut roots = RootCertStore::empty();
             roots.add(ca.clone().into_owned())?;
-            return verify(chain_verifier(roots)?.as_ref());
+            let verifier = chain_verifier(roots)
+                .map_err(|error| TlsError::Other(OtherError(Arc::new(error))))?;
+            return verify(verifier.as_ref());
         }
-        let refused = match &self.public {
-            Some(public) => match verify(public) {
+        let refused = match &self.named {
+            Some(named) => match verify(named) {
                 Ok(verified) => return Ok(verified),
                 Err(error) => error,
             },
             None => CertificateError::UnknownIssuer.into(),
         };
+        // A CA of Throwline that is not the pinned one is more than an unknown issuer: the token is
+        // another authority's.
         let another = intermediates
             .iter()
             .any(|der| Roots::new(vec![der.clone().into_owned()]).is_ok());

@@ -1,23 +1,20 @@
 use super::*;
 use crate::{
-    Secret,
-    authority::{Authority, Issued, Subject},
-    tls::{self, RelayCertificate},
+    directory::{Directory as _, Issued},
+    testing::TestAuthority,
+    tls::{self, HttpsCertificate, RelayCertificate},
 };
 use http_body_util::{BodyExt, Full};
 use hyper::{Request, Response, body::Incoming, service::service_fn};
 use hyper_util::rt::TokioIo;
-use std::sync::Arc;
+use std::{io, path::Path, sync::Arc};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
-const HOUR: Duration = Duration::from_secs(3600);
-
-/// A relay that knows enrolment only.
+/// A relay that supports enrolment only.
 struct Relay {
     url: Url,
-    authority: Authority,
-    _dir: tempfile::TempDir,
+    authority: TestAuthority,
 }
 
 /// What the relay answers.
@@ -26,33 +23,30 @@ enum Behaviour {
     Honest,
     Fixed(u16, &'static str),
     /// Issues, but shows another CA.
-    OtherCa(Arc<Authority>),
+    OtherCa(Arc<TestAuthority>),
 }
 
 async fn relay(scheme: &str, behaviour: Behaviour) -> Relay {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let url = Url::parse(&format!("{scheme}://127.0.0.1:{port}/below/")).unwrap();
-    let dir = tempfile::tempdir().unwrap();
-    let authority = Authority::open_or_create(dir.path(), &url).await.unwrap();
-    let certificate = RelayCertificate::Own {
-        authority: &authority,
-        public_url: &url,
-    };
-    let tls = TlsAcceptor::from(tls::relay_server(certificate).unwrap());
+    let authority = TestAuthority::new(&url);
+    let tls = acceptor(&authority, &url).await;
     let tls = (scheme == "https").then_some(tls);
     tokio::spawn(serve(listener, tls, authority.clone(), behaviour));
-    Relay {
-        url,
-        authority,
-        _dir: dir,
-    }
+    Relay { url, authority }
+}
+
+async fn acceptor(authority: &TestAuthority, url: &Url) -> TlsAcceptor {
+    let certificate = HttpsCertificate::issue(authority.directory(), url).await;
+    let certificate = RelayCertificate::Own(Arc::new(certificate.unwrap()));
+    TlsAcceptor::from(tls::relay_server(certificate).unwrap())
 }
 
 async fn serve(
     listener: TcpListener,
     tls: Option<TlsAcceptor>,
-    authority: Authority,
+    authority: TestAuthority,
     behaviour: Behaviour,
 ) {
     loop {
@@ -78,16 +72,15 @@ async fn serve(
 
 async fn answer(
     request: Request<Incoming>,
-    authority: Authority,
+    authority: TestAuthority,
     behaviour: Behaviour,
 ) -> Result<Response<Full<bytes::Bytes>>, hyper::Error> {
     assert_eq!(request.uri().path(), "/below/v1/enroll");
     let body = request.into_body().collect().await?.to_bytes();
     let request: EnrolRequest = serde_json::from_slice(&body).unwrap();
-    let secret: Secret = request.secret.parse().unwrap();
     let (status, body) = match behaviour {
         Behaviour::Fixed(status, body) => (status, body.to_owned()),
-        Behaviour::Honest => match authority.redeem(&secret, &request.csr).await {
+        Behaviour::Honest => match authority.redeem(&request).await {
             Ok(issued) => (200, json(&issued)),
             Err(error) => {
                 let body = ErrorBody {
@@ -98,7 +91,7 @@ async fn answer(
             }
         },
         Behaviour::OtherCa(other) => {
-            let mut issued = authority.redeem(&secret, &request.csr).await.unwrap();
+            let mut issued = authority.redeem(&request).await.unwrap();
             issued.ca = other.roots().certificates().to_vec();
             (200, json(&issued))
         }
@@ -113,13 +106,21 @@ fn json(issued: &Issued) -> String {
     serde_json::to_string(&issued.to_answer()).unwrap()
 }
 
+fn prod() -> Asker {
+    Asker::Cluster {
+        uid: "1f".to_owned(),
+    }
+}
+
+fn file(path: &Path) -> Trust<'_> {
+    Trust {
+        ca_file: Some(path),
+        system: false,
+    }
+}
+
 async fn token(relay: &Relay) -> EnrolmentToken {
-    let subject = Subject::Cluster("prod".to_owned());
-    relay
-        .authority
-        .create_token(&subject, HOUR, &relay.url)
-        .await
-        .unwrap()
+    relay.authority.create_token("prod", &relay.url)
 }
 
 #[tokio::test]
@@ -127,10 +128,10 @@ async fn a_token_becomes_an_identity_once() {
     for scheme in ["https", "http"] {
         let relay = relay(scheme, Behaviour::Honest).await;
         let token = token(&relay).await;
-        let enrolled = redeem(&token, None).await.unwrap();
+        let enrolled = redeem(&token, &prod(), Trust::default()).await.unwrap();
         assert_eq!(enrolled.identity.id().name(), "prod");
         assert_eq!(&enrolled.roots, relay.authority.roots());
-        let error = redeem(&token, None).await.unwrap_err();
+        let error = redeem(&token, &prod(), Trust::default()).await.unwrap_err();
         assert!(
             matches!(&error, EnrolError::AlreadyRedeemed(text) if text.contains("used already")),
             "{error}"
@@ -154,7 +155,7 @@ async fn another_authority_is_recognised() {
     let mut stale = token(&other).await;
     let honest = relay("https", Behaviour::Honest).await;
     stale.relay = honest.url.clone();
-    let error = redeem(&stale, None).await.unwrap_err();
+    let error = redeem(&stale, &prod(), Trust::default()).await.unwrap_err();
     assert!(matches!(error, EnrolError::WrongPin { .. }), "{error}");
     // In the answer.
     for scheme in ["https", "http"] {
@@ -163,7 +164,9 @@ async fn another_authority_is_recognised() {
             Behaviour::OtherCa(Arc::new(other.authority.clone())),
         )
         .await;
-        let error = redeem(&token(&liar).await, None).await.unwrap_err();
+        let error = redeem(&token(&liar).await, &prod(), Trust::default())
+            .await
+            .unwrap_err();
         assert!(matches!(error, EnrolError::WrongPin { .. }), "{error}");
     }
 }
@@ -177,16 +180,20 @@ async fn a_private_ca_of_a_balancer_is_trusted_when_given() {
     through.relay = balancer.url.clone();
     let ca = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(ca.path(), balancer.authority.roots().to_pem()).unwrap();
-    let error = redeem(&through, Some(ca.path())).await.unwrap_err();
+    let error = redeem(&through, &prod(), file(ca.path()))
+        .await
+        .unwrap_err();
     // TLS was accepted, and the authority behind it does not know the token.
     assert!(matches!(error, EnrolError::AlreadyRedeemed(_)), "{error}");
 
-    let error = redeem(&through, Some(Path::new("/no/such/ca")))
+    let error = redeem(&through, &prod(), file(Path::new("/no/such/ca")))
         .await
         .unwrap_err();
     assert!(error.to_string().contains("/no/such/ca"), "{error}");
     std::fs::write(ca.path(), "nonsense").unwrap();
-    let error = redeem(&through, Some(ca.path())).await.unwrap_err();
+    let error = redeem(&through, &prod(), file(ca.path()))
+        .await
+        .unwrap_err();
     assert!(error.to_string().contains("PEM"), "{error}");
 }
 
@@ -194,7 +201,9 @@ async fn a_private_ca_of_a_balancer_is_trusted_when_given() {
 async fn each_refusal_has_its_type() {
     let redeem_at = async |status, body| {
         let relay = relay("http", Behaviour::Fixed(status, body)).await;
-        redeem(&token(&relay).await, None).await.unwrap_err()
+        redeem(&token(&relay).await, &prod(), Trust::default())
+            .await
+            .unwrap_err()
     };
     let error = redeem_at(403, r#"{"code":"token-unknown","message":"m"}"#).await;
     assert!(matches!(error, EnrolError::Unknown));
@@ -233,22 +242,22 @@ async fn a_relay_that_is_not_there() {
         .unwrap();
     token.relay = Url::parse(&format!("https://{gone}")).unwrap();
     assert!(matches!(
-        redeem(&token, None).await,
+        redeem(&token, &prod(), Trust::default()).await,
         Err(EnrolError::Unreachable { .. })
     ));
     token.relay = Url::parse("http://relay.example.com").unwrap();
     assert!(matches!(
-        redeem(&token, None).await,
+        redeem(&token, &prod(), Trust::default()).await,
         Err(EnrolError::Insecure { .. })
     ));
     token.relay = Url::parse("https://does-not-exist.invalid").unwrap();
     assert!(matches!(
-        redeem(&token, None).await,
+        redeem(&token, &prod(), Trust::default()).await,
         Err(EnrolError::Resolve { .. })
     ));
 }
 
-/// A connector is used instead of the network here, and its error is told in its own words.
+/// A connector is used instead of the network here, and its error is shown unchanged.
 #[tokio::test]
 async fn a_connection_may_come_from_elsewhere() {
     let relay = relay("https", Behaviour::Honest).await;
@@ -256,18 +265,24 @@ async fn a_connection_may_come_from_elsewhere() {
     let port = relay.url.port().unwrap();
     token.relay = Url::parse(&format!("https://relay.example:{port}/below")).unwrap();
     let refused = async { Err::<tokio::net::TcpStream, _>("the proxy is closed") };
-    let error = redeem_over(&token, None, refused).await.unwrap_err();
+    let error = redeem_over(&token, &prod(), Trust::default(), refused)
+        .await
+        .unwrap_err();
     assert_eq!(error.to_string(), "the proxy is closed");
     // Wherever the stream leads, the name of the token's relay must be in the certificate.
     let led = tokio::net::TcpStream::connect(("127.0.0.1", port));
-    let error = redeem_over(&token, None, led).await.unwrap_err();
+    let error = redeem_over(&token, &prod(), Trust::default(), led)
+        .await
+        .unwrap_err();
     assert!(matches!(error, EnrolError::Tls { .. }), "{error}");
     token.relay = relay.url.clone();
     let led = tokio::net::TcpStream::connect(("127.0.0.1", port));
-    redeem_over(&token, None, led).await.unwrap();
+    redeem_over(&token, &prod(), Trust::default(), led)
+        .await
+        .unwrap();
 }
 
-/// What a proxy that inspects TLS does, when nobody has told us of its CA.
+/// A proxy that inspects TLS, when its CA is not configured.
 #[tokio::test]
 async fn an_unknown_issuer_hints_at_something_in_between() {
     let relay = relay("https", Behaviour::Honest).await;
@@ -288,14 +303,15 @@ async fn an_unknown_issuer_hints_at_something_in_between() {
     let (near, far) = tokio::io::duplex(64 * 1024);
     let accepting = TlsAcceptor::from(Arc::new(config)).accept(far);
     let connecting = async { Ok::<_, io::Error>(near) };
-    let redeeming = redeem_over(&token, None, connecting);
+    let prod = prod();
+    let redeeming = redeem_over(&token, &prod, Trust::default(), connecting);
     let (redeemed, _) = tokio::join!(redeeming, accepting);
     let error = redeemed.unwrap_err();
     assert!(matches!(error, EnrolError::UnknownIssuer { .. }), "{error}");
     assert!(error.to_string().contains("--ca-file"), "{error}");
 }
 
-/// Something that takes connections and says nothing is given up after the deadline.
+/// A server that accepts connections and sends nothing is given up after the deadline.
 #[tokio::test]
 async fn silence_is_given_up() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -305,7 +321,8 @@ async fn silence_is_given_up() {
     let result = redeem_within(
         Duration::from_millis(20),
         &token,
-        None,
+        &prod(),
+        Trust::default(),
         client::connect(&token.relay),
     )
     .await;
@@ -313,4 +330,26 @@ async fn silence_is_given_up() {
         matches!(result, Err(EnrolError::Timeout { .. })),
         "{result:?}"
     );
+}
+
+/// What a token buys is worth stealing later, too.
+#[tokio::test]
+async fn the_key_exchange_is_post_quantum_at_both_ends() {
+    let relay = relay("https", Behaviour::Honest).await;
+    let server = acceptor(&relay.authority, &relay.url).await;
+    let client = client::config(&token(&relay).await, Trust::default()).unwrap();
+    let name = rustls::pki_types::ServerName::try_from("127.0.0.1").unwrap();
+    let (near, far) = tokio::io::duplex(64 * 1024);
+    let (near, far) = tokio::join!(
+        tokio_rustls::TlsConnector::from(client).connect(name, near),
+        server.accept(far)
+    );
+    let (near, far) = (near.unwrap(), far.unwrap());
+    for group in [
+        near.get_ref().1.negotiated_key_exchange_group(),
+        far.get_ref().1.negotiated_key_exchange_group(),
+    ] {
+        let group = group.map(|group| group.name());
+        assert_eq!(group, Some(rustls::NamedGroup::X25519MLKEM768));
+    }
 }

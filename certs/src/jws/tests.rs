@@ -12,7 +12,7 @@ fn check(world: &World, token: &str) -> Result<(PeerIdentity, Value), JwsError> 
     verify(
         token,
         world.authority.validator(),
-        Want::CARRIER,
+        ExpectedPeer::CARRIER,
         SystemTime::now(),
     )
 }
@@ -57,7 +57,7 @@ async fn a_jwt_library_agrees() {
 
     let mut header = jsonwebtoken::Header::new(jsonwebtoken::Algorithm::ES256);
     header.x5c = Some(vec![BASE64_STANDARD.encode(&alice.chain()[0])]);
-    let key = jsonwebtoken::EncodingKey::from_ec_der(alice.key_der().secret_der());
+    let key = jsonwebtoken::EncodingKey::from_ec_der(alice.key_der());
     let token = jsonwebtoken::encode(&header, &claims(), &key).unwrap();
     assert_eq!(check(&world, &token).unwrap().1, claims());
 }
@@ -132,7 +132,7 @@ async fn signatures_of_others_are_refused() {
 }
 
 #[tokio::test]
-async fn expiry_is_told_only_to_the_holder_of_the_key() {
+async fn expiry_is_reported_only_to_the_holder_of_the_key() {
     let world = World::new().await;
     let (alice, bob) = (world.user("alice").await, world.user("bob").await);
     let token = sign(&alice, &claims()).unwrap();
@@ -140,14 +140,17 @@ async fn expiry_is_told_only_to_the_holder_of_the_key() {
     let check = |token: &str, want| {
         verify::<Value>(token, world.authority.validator(), want, later).unwrap_err()
     };
-    let expired = check(&token, Want::CARRIER);
+    let expired = check(&token, ExpectedPeer::CARRIER);
     assert!(
         matches!(expired, JwsError::Certificate(CheckError::Expired { .. })),
         "{expired}"
     );
     let forged = with_header(&bob, &token, |_| ());
-    assert_eq!(check(&forged, Want::CARRIER), JwsError::BadSignature);
-    let clusters = Want {
+    assert_eq!(
+        check(&forged, ExpectedPeer::CARRIER),
+        JwsError::BadSignature
+    );
+    let clusters = ExpectedPeer {
         kinds: &[Kind::Cluster],
         usage: Usage::Client,
     };
@@ -183,7 +186,7 @@ async fn bad_input_is_malformed() {
     let result = verify::<std::collections::HashMap<String, Value>>(
         &odd,
         world.authority.validator(),
-        Want::CARRIER,
+        ExpectedPeer::CARRIER,
         SystemTime::now(),
     );
     assert!(matches!(result, Err(JwsError::Malformed(_))));

@@ -1,7 +1,10 @@
 //! The relay's public listener: a certificate of the authority's, or one from files.
 
-use super::{Alpn, crypto, never_resume, provider, read_certificates, unusable};
-use crate::{Error, Identity, authority::Authority, files, token::check_relay_url};
+use super::peer::CertifyError;
+use super::{Alpn, never_resume, provider, read_certificates, unusable};
+use crate::{
+    Damage, Error, InvalidInput, PendingIdentity, check_relay_url, directory::Directory, files,
+};
 use arc_swap::ArcSwap;
 use rustls::{
     ServerConfig,
@@ -21,31 +24,31 @@ use url::Url;
 /// two `stat` calls each time, and this long until a renewed file is used.
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
 
-/// Where the relay's certificate comes from.
+/// The source of the relay's certificate.
 #[derive(Debug)]
-pub enum RelayCertificate<'a> {
-    /// Issued by the authority for the public URL's host, and for loopback; it renews itself. The
-    /// CA is part of the chain, so that an enrolling part can hold it against its token's pin.
-    Own {
-        authority: &'a Authority,
-        public_url: &'a Url,
-    },
+pub enum RelayCertificate {
+    /// Issued by the authority.
+    Own(Arc<HttpsCertificate>),
     /// PEM files, read again when they change.
-    Files { cert: PathBuf, key: PathBuf },
+    Files {
+        /// A PEM file with the chain.
+        cert: PathBuf,
+        /// A PEM file with the private key.
+        key: PathBuf,
+    },
 }
 
-/// TLS 1.3 only, HTTP/1.1 only: every other version that a balancer may want, it speaks itself.
-pub fn relay_server(certificate: RelayCertificate<'_>) -> Result<Arc<ServerConfig>, Error> {
+/// TLS 1.3 only, HTTP/1.1 only: a balancer in front translates to other versions.
+///
+/// # Errors
+/// The certificate's files cannot be used, or rustls rejects the configuration.
+pub fn relay_server(certificate: RelayCertificate) -> Result<Arc<ServerConfig>, Error> {
     let resolver: Arc<dyn ResolvesServerCert> = match certificate {
-        RelayCertificate::Own {
-            authority,
-            public_url,
-        } => Arc::new(OwnCertificate::new(authority.clone(), public_url)?),
+        RelayCertificate::Own(certificate) => certificate,
         RelayCertificate::Files { cert, key } => Arc::new(FileCertificate::new(cert, key)?),
     };
     let mut config = ServerConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(crypto)?
+        .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_no_client_auth()
         .with_cert_resolver(resolver);
     config.alpn_protocols = vec![Alpn::Http11.as_bytes().to_vec()];
@@ -54,8 +57,13 @@ pub fn relay_server(certificate: RelayCertificate<'_>) -> Result<Arc<ServerConfi
     Ok(Arc::new(config))
 }
 
-struct OwnCertificate {
-    authority: Authority,
+/// A certificate of the authority's for the public URL's host, and for loopback. The CA is part of
+/// the chain, so that an enrolling part can hold it against its token's pin.
+///
+/// It is due for renewal at two thirds of its life; [`renew_if_due`](Self::renew_if_due) is to be
+/// called at intervals that are short against the last third.
+pub struct HttpsCertificate {
+    directory: Arc<dyn Directory>,
     hosts: Vec<String>,
     current: ArcSwap<Current>,
 }
@@ -65,9 +73,16 @@ struct Current {
     renew_at: SystemTime,
 }
 
-impl OwnCertificate {
-    fn new(authority: Authority, public_url: &Url) -> Result<Self, Error> {
-        check_relay_url(public_url).map_err(Error::Invalid)?;
+impl HttpsCertificate {
+    /// Has the certificate issued. Its key is made here, in memory, and never saved.
+    ///
+    /// # Errors
+    /// The URL is no relay's, or the authority does not issue.
+    pub async fn issue(
+        directory: Arc<dyn Directory>,
+        public_url: &Url,
+    ) -> Result<Self, CertifyError> {
+        check_relay_url(public_url).map_err(|error| Error::from(InvalidInput::from(error)))?;
         let mut hosts = vec![
             "localhost".to_owned(),
             "127.0.0.1".to_owned(),
@@ -81,51 +96,50 @@ impl OwnCertificate {
         if !hosts.iter().any(|known| known == host) {
             hosts.insert(0, host.to_owned());
         }
-        let current = ArcSwap::from_pointee(issue(&authority, &hosts)?);
+        let current = ArcSwap::from_pointee(issue(&*directory, &hosts).await?);
         Ok(Self {
-            authority,
+            directory,
             hosts,
             current,
         })
     }
-}
 
-fn issue(authority: &Authority, hosts: &[String]) -> Result<Current, Error> {
-    let identity: Identity = authority.issue_relay_certificate("public", hosts)?;
-    let mut chain = identity.chain().to_vec();
-    chain.extend(authority.roots().certificates().iter().cloned());
-    let key = CertifiedKey::from_der(chain, identity.key_der(), &provider()).map_err(crypto)?;
-    Ok(Current {
-        key: Arc::new(key),
-        renew_at: identity.renew_at(),
-    })
-}
-
-impl ResolvesServerCert for OwnCertificate {
-    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let current = self.current.load();
-        if self.authority.now() < current.renew_at {
-            return Some(Arc::clone(&current.key));
+    /// Replaces the certificate if two thirds of its life have passed. What fails is logged, and tried
+    /// again at the next call.
+    pub async fn renew_if_due(&self) {
+        if self.directory.now() < self.current.load().renew_at {
+            return;
         }
-        // Two handshakes at once may both issue; either certificate is good.
-        match issue(&self.authority, &self.hosts) {
+        match issue(&*self.directory, &self.hosts).await {
             Ok(fresh) => {
-                let key = Arc::clone(&fresh.key);
                 self.current.store(Arc::new(fresh));
                 tracing::info!("relay certificate renewed");
-                Some(key)
             }
-            Err(error) => {
-                tracing::error!(%error, "relay certificate cannot be renewed");
-                Some(Arc::clone(&current.key))
-            }
+            Err(error) => tracing::error!(%error, "relay certificate cannot be renewed"),
         }
     }
 }
 
-impl fmt::Debug for OwnCertificate {
+async fn issue(directory: &dyn Directory, hosts: &[String]) -> Result<Current, CertifyError> {
+    let pending = PendingIdentity::generate()?;
+    let issued = directory.certify_https(hosts, pending.csr_der()).await?;
+    let life = issued.not_after.duration_since(issued.not_before);
+    let key = pending.into_certified_key(issued.chain)?;
+    Ok(Current {
+        key: Arc::new(key),
+        renew_at: issued.not_before + life.unwrap_or_default() * 2 / 3,
+    })
+}
+
+impl ResolvesServerCert for HttpsCertificate {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(Arc::clone(&self.current.load().key))
+    }
+}
+
+impl fmt::Debug for HttpsCertificate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("OwnCertificate")
+        f.debug_struct("HttpsCertificate")
             .field("hosts", &self.hosts)
             .finish_non_exhaustive()
     }
@@ -157,7 +171,7 @@ impl FileCertificate {
     }
 
     fn refresh(&self) {
-        // Whoever finds it locked has somebody who looks for him.
+        // If it is locked, another handshake is checking the files already.
         let mut seen = match self.seen.try_lock() {
             Ok(seen) => seen,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
@@ -167,6 +181,7 @@ impl FileCertificate {
             return;
         }
         seen.at = Instant::now();
+        // Times of modification instead of contents: this runs in the TLS handshake.
         let modified = [modified(&self.cert), modified(&self.key)];
         if modified == seen.modified {
             return;
@@ -200,15 +215,15 @@ impl fmt::Debug for FileCertificate {
 
 fn read(cert: &Path, key: &Path) -> Result<CertifiedKey, Error> {
     let chain = read_certificates(cert)?;
-    let pem = std::fs::read(key)
-        .map_err(|source| files::failed("read the key in", key, source, "check the path"))?;
-    let private = PrivateKeyDer::from_pem_slice(&pem)
-        .map_err(|error| unusable(key, format!("there is no private key in it: {error}")))?;
-    CertifiedKey::from_der(chain, private, &provider()).map_err(|error| {
-        unusable(
-            cert,
-            format!("it does not go with {}: {error}", key.display()),
-        )
+    let pem = files::read_secret(key)?.ok_or_else(|| {
+        let source = std::io::ErrorKind::NotFound.into();
+        files::failed("read the key in", key, source, "check the path")
+    })?;
+    let private = PrivateKeyDer::from_pem_slice(pem.as_bytes())
+        .map_err(|error| unusable(key, Damage::NoPrivateKey(error)))?;
+    CertifiedKey::from_der(chain, private, &provider()).map_err(|source| {
+        let key = key.to_owned();
+        unusable(cert, Damage::OtherKey { key, source })
     })
 }
 

@@ -1,8 +1,8 @@
 //! rustls verifiers that ask the [`Validator`] and then let the provider verify the handshake's
 //! signature.
 
-use super::provider;
-use crate::{CheckError, Kind, PeerIdentity, SpiffeId, Validator, Want};
+use super::provider::provider;
+use crate::{CheckError, ExpectedPeer, Kind, PeerIdentity, SpiffeId, Validator};
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
@@ -15,12 +15,14 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-/// A good certificate, but of somebody else: a relay joined us to the wrong cluster, or something
+/// A good certificate, but of another peer: a relay joined us to the wrong cluster, or something
 /// answers at another relay's address.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the other end is {found}, not {expected}: {}", why(.expected))]
 pub struct UnexpectedPeer {
+    /// The identity that was dialled.
     pub expected: SpiffeId,
+    /// The identity that answered.
     pub found: SpiffeId,
 }
 
@@ -35,15 +37,15 @@ fn why(expected: &SpiffeId) -> &'static str {
 #[derive(Debug)]
 pub(super) struct ServerVerifier {
     pub(super) validator: Validator,
-    pub(super) want: Want,
+    pub(super) expected: ExpectedPeer,
     pub(super) expect: SpiffeId,
 }
 
-/// Where anybody of a kind may dial: users in the agent, relays on the listener for peers.
+/// For listeners that accept all identities of a kind: users in the agent, relays among peers.
 #[derive(Debug)]
 pub(super) struct ClientVerifier {
     pub(super) validator: Validator,
-    pub(super) want: Want,
+    pub(super) expected: ExpectedPeer,
 }
 
 impl ServerCertVerifier for ServerVerifier {
@@ -55,7 +57,13 @@ impl ServerCertVerifier for ServerVerifier {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let peer = check(&self.validator, end_entity, intermediates, self.want, now)?;
+        let peer = check(
+            &self.validator,
+            end_entity,
+            intermediates,
+            self.expected,
+            now,
+        )?;
         if peer.id != self.expect {
             let error = UnexpectedPeer {
                 expected: self.expect.clone(),
@@ -100,7 +108,13 @@ impl ClientCertVerifier for ClientVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        check(&self.validator, end_entity, intermediates, self.want, now)?;
+        check(
+            &self.validator,
+            end_entity,
+            intermediates,
+            self.expected,
+            now,
+        )?;
         Ok(ClientCertVerified::assertion())
     }
 
@@ -131,7 +145,7 @@ fn check(
     validator: &Validator,
     end_entity: &CertificateDer<'_>,
     intermediates: &[CertificateDer<'_>],
-    want: Want,
+    expected: ExpectedPeer,
     now: UnixTime,
 ) -> Result<PeerIdentity, Error> {
     let chain: Vec<_> = std::iter::once(end_entity)
@@ -140,7 +154,7 @@ fn check(
         .collect();
     let now = UNIX_EPOCH + Duration::from_secs(now.as_secs());
     validator
-        .check(&chain, want, now)
+        .check(&chain, expected, now)
         .map_err(|error| certificate_error(error).into())
 }
 

@@ -4,13 +4,13 @@ use std::time::SystemTime;
 
 use serde::Serialize;
 use throwline_local_proxy::Store;
-use throwline_tunnel::proto::messages::ClusterInfo;
+use throwline_tunnel::proto::messages::{ClusterInfo, Impersonation};
 
 use crate::args::{self, Output};
-use crate::commands::{outbound, state_dir};
+use crate::commands::common::{outbound, state_dir};
 use crate::output;
 
-/// A cluster as `-o json` says it. Scripts rely on these names.
+/// A cluster in the output of `-o json`. Scripts rely on these names.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Entry {
@@ -24,7 +24,9 @@ struct Entry {
     round_trip_micros: Option<u64>,
     /// Agents' connections to the relay.
     carriers: u32,
-    /// What is wrong, in words; empty if nothing is.
+    /// constrained, legacy, both, unsupported or none; empty where it is not known.
+    impersonation: &'static str,
+    /// What is wrong, or what the ceiling leaves out, in words; empty if nothing is.
     message: String,
 }
 
@@ -35,7 +37,7 @@ pub(super) async fn run(args: args::Clusters) -> anyhow::Result<()> {
     match args.output {
         Output::Json => {
             let entries: Vec<Entry> = clusters.into_iter().map(Entry::from).collect();
-            println!("{}", serde_json::to_string_pretty(&entries)?);
+            println!("{}", output::json(&entries)?);
         }
         Output::Table if clusters.is_empty() => {
             println!(
@@ -52,6 +54,7 @@ pub(super) async fn run(args: args::Clusters) -> anyhow::Result<()> {
                 "KUBERNETES",
                 "AGENT",
                 "ROUND TRIP",
+                "IMPERSONATION",
                 "MESSAGE",
             ];
             print!("{}", output::table(&headers, &rows));
@@ -83,8 +86,14 @@ fn row(cluster: &ClusterInfo, now: SystemTime) -> Vec<String> {
         } else {
             String::new()
         },
+        impersonation(cluster).to_owned(),
         cluster.message.clone(),
     ]
+}
+
+/// How the cluster's agent may act for users; empty for what this version does not know.
+fn impersonation(cluster: &ClusterInfo) -> &'static str {
+    Impersonation::try_from(cluster.impersonation).map_or("", Impersonation::as_str)
 }
 
 impl From<ClusterInfo> for Entry {
@@ -93,6 +102,7 @@ impl From<ClusterInfo> for Entry {
         Self {
             since: output::rfc3339(cluster.since_unix_ms),
             round_trip_micros: measured.then_some(cluster.round_trip_us),
+            impersonation: impersonation(&cluster),
             name: cluster.name,
             connected: cluster.connected,
             kubernetes_version: cluster.kubernetes_version,
@@ -123,8 +133,29 @@ mod tests {
     }
 
     #[test]
-    fn an_offline_cluster_says_since_when_and_no_round_trip() {
+    fn what_an_agent_and_a_relay_say_cannot_steer_the_terminal() {
+        let hostile = "v1\u{1b}[2J\u{1b}]52;c;eA==\u{7}\nprod   connected\u{202e}\u{9b}31m";
         let cluster = ClusterInfo {
+            name: hostile.into(),
+            kubernetes_version: hostile.into(),
+            agent_version: hostile.into(),
+            message: hostile.into(),
+            ..ClusterInfo::default()
+        };
+        let rows = [row(&cluster, SystemTime::now())];
+        let table = output::table(&["NAME", "STATE", "SINCE", "K", "A", "R", "M"], &rows);
+        let json = output::json(&[Entry::from(cluster)]).unwrap();
+        assert_eq!(table.lines().count(), 2, "{table}");
+        for text in [table, json] {
+            let text = text.replace('\n', "");
+            let steers = |c: char| c.is_control() || c == '\u{202e}';
+            assert!(!text.contains(steers), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn an_offline_cluster_says_since_when_and_no_round_trip() {
+        let mut cluster = ClusterInfo {
             name: "a".into(),
             since_unix_ms: 10_000,
             round_trip_us: 7,
@@ -132,6 +163,10 @@ mod tests {
         };
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(40);
         assert_eq!(row(&cluster, now)[1..6], ["offline", "30s", "", "", ""]);
+        cluster.impersonation = Impersonation::Both.into();
+        assert_eq!(row(&cluster, now)[6], "both");
+        cluster.impersonation = 77;
+        assert_eq!(row(&cluster, now)[6], "", "from the future");
         assert_eq!(
             Entry::from(cluster).since.as_deref(),
             Some("1970-01-01T00:00:10Z")

@@ -1,19 +1,19 @@
 //! The shared database: how it is named, and `throwline database migrate`.
 
-use std::io::Read;
-
 use anyhow::{Context, bail};
-use throwline_certs::Database;
-use throwline_certs::authority::Authority;
+use throwline_authority::Authority;
+use throwline_certs::files;
+use throwline_database::Database;
+use throwline_relay::registry::postgres;
 
 use crate::args;
 
-/// A URL is a few hundred bytes; anything longer is the wrong file.
-const MAX_URL: u64 = 16 * 1024;
-
 pub(super) async fn migrate(args: args::DatabaseMigrate) -> anyhow::Result<()> {
     let database = named(&args.database)?.context("give --database or --database-file")?;
-    if Authority::migrate(&database).await? {
+    // Each has separate tables.
+    let of_authority = Authority::migrate(&database).await?;
+    let of_relay = postgres::migrate(&database).await?;
+    if of_authority || of_relay {
         println!("The tables of {database} are up to date now.");
     } else {
         println!("The tables of {database} were up to date.");
@@ -26,12 +26,16 @@ pub(super) fn named(args: &args::SharedDatabase) -> anyhow::Result<Option<Databa
     let url = match (&args.database, &args.database_file) {
         (Some(url), _) => url.clone(),
         (None, Some(file)) => {
-            let mut text = String::new();
-            std::fs::File::open(file)
-                .and_then(|file| file.take(MAX_URL).read_to_string(&mut text))
-                .with_context(|| {
-                    format!("cannot read the database's URL from {}", file.display())
-                })?;
+            let text = files::read_text(file)?.with_context(|| {
+                format!(
+                    "cannot read the database's URL: there is no {}",
+                    file.display()
+                )
+            })?;
+            if Database::from_url(&text)?.url_has_password() {
+                // Again, now that it is known to hold a secret.
+                files::read_secret(file)?;
+            }
             text
         }
         (None, None) => return Ok(None),
@@ -44,6 +48,13 @@ pub(super) fn named(args: &args::SharedDatabase) -> anyhow::Result<Option<Databa
             "a password on the command line can be read by everybody on this machine: put the \
              URL into a file and give --database-file, or into the environment as \
              THROWLINE_DATABASE, or leave the password to PGPASSFILE"
+        );
+    }
+    if let Some(danger) = database.exposure() {
+        tracing::warn!(
+            %database,
+            danger,
+            "the connection to the database is not safe: use sslmode=verify-full"
         );
     }
     Ok(Some(database))

@@ -1,9 +1,10 @@
 //! `throwline login`.
 
 use throwline_local_proxy::Store;
+use throwline_ops::text::escape;
 
 use crate::args;
-use crate::commands::{outbound, read_token, state_dir};
+use crate::commands::common::{outbound, read_token, state_dir};
 
 pub(super) async fn run(args: args::Login) -> anyhow::Result<()> {
     let outbound = outbound(args.outbound)?;
@@ -14,10 +15,11 @@ pub(super) async fn run(args: args::Login) -> anyhow::Result<()> {
         [] => "in no groups".to_owned(),
         groups => format!("in groups {}", groups.join(", ")),
     };
-    println!(
+    let signed_in = format!(
         "Signed in to {} as {}, {groups}.",
         outcome.relay, outcome.user
     );
+    println!("{}", escape(&signed_in));
     println!("Now: throwline proxy");
     Ok(())
 }

@@ -1,34 +1,71 @@
-//! Reading, changing and replacing the file itself.
+//! Reading, locking and replacing the files themselves.
 
-use super::{Error, lock::Lock};
-use serde_norway::{Mapping, Value};
-use std::{
-    fs, io,
-    io::Write as _,
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::io::{Seek as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use super::error::{Error, Fault};
+use super::lock::{Lock, LockWait};
 
 /// Far larger than any kubeconfig; reading more would be reading something else.
 const MAX_FILE: u64 = 16 * 1024 * 1024;
 /// Symbolic links to follow before it is taken for a loop, as Linux does.
 const MAX_LINKS: usize = 40;
+/// What the file beside a kubeconfig that has what was in it before the last change is called.
+const BACKUP: &str = ".throwline-backup";
 
-/// Changes the configuration in `path` under its lock. `change` says what is wrong with a
-/// configuration that it cannot work with; the file is then as it was.
-pub(super) fn edit(
-    path: &Path,
-    wait: Duration,
-    change: impl FnOnce(&mut Mapping) -> Result<(), String>,
-) -> Result<(), Error> {
+/// Files that are locked against other writers while this lives, as far as they can be locked.
+pub(super) struct Locked {
+    /// What each file really is, or why it cannot be changed.
+    files: HashMap<PathBuf, Result<PathBuf, Error>>,
+    _locks: Vec<Lock>,
+}
+
+/// Locks all files that exist, and the one that will be created. Another file that cannot be locked
+/// is an error only when it must be changed.
+pub(super) fn lock(
+    paths: &[PathBuf],
+    default: usize,
+    wait: &LockWait<'_>,
+) -> Result<Locked, Error> {
+    let mut files = HashMap::new();
+    let mut locks = Vec::new();
+    // Always in the same order, as kubectl does, so that two do not wait for one another.
+    let mut order: Vec<usize> = (0..paths.len()).collect();
+    order.sort_by_key(|at| &paths[*at]);
+    for at in order {
+        let path = &paths[at];
+        if at != default && !path.exists() {
+            continue;
+        }
+        match lock_one(path, at == default, wait) {
+            Ok((real, new)) => {
+                locks.extend(new);
+                files.insert(path.clone(), Ok(real));
+            }
+            Err(error @ Error::Unwritable { .. }) if at != default => {
+                files.insert(path.clone(), Err(error));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(Locked {
+        files,
+        _locks: locks,
+    })
+}
+
+fn lock_one(path: &Path, make: bool, wait: &LockWait<'_>) -> Result<(PathBuf, Vec<Lock>), Error> {
     let unwritable = |source| Error::Unwritable {
         path: path.to_owned(),
         source,
     };
     let real = follow(path).map_err(unwritable)?;
     for parent in [path.parent(), real.parent()].into_iter().flatten() {
-        if !parent.as_os_str().is_empty() {
+        if make && !parent.as_os_str().is_empty() {
             fs::DirBuilder::new()
                 .recursive(true)
                 .mode(0o700)
@@ -37,63 +74,62 @@ pub(super) fn edit(
         }
     }
     // kubectl locks the name it was given, so a file with two names has two locks.
-    let _lock = Lock::take(path, path, wait)?;
-    let _real_lock = (real != path)
-        .then(|| Lock::take(path, &real, wait))
-        .transpose()?;
-
-    let (before, metadata) = read(path, &real)?;
-    let mut config = parse(path, before.as_deref().unwrap_or_default())?;
-    let untouched = config.clone();
-    change(&mut config).map_err(|what| Error::Broken {
-        path: path.to_owned(),
-        what,
-    })?;
-    if config == untouched {
-        return Ok(());
+    let mut locks = vec![Lock::take(path, path, wait)?];
+    if real != path {
+        locks.push(Lock::take(path, &real, wait)?);
     }
-    let text = serde_norway::to_string(&Value::Mapping(config)).map_err(|error| Error::Broken {
-        path: path.to_owned(),
-        what: error.to_string(),
-    })?;
-    replace(&real, text.as_bytes(), metadata.as_ref()).map_err(unwritable)
+    Ok((real, locks))
 }
 
-fn read(path: &Path, real: &Path) -> Result<(Option<String>, Option<fs::Metadata>), Error> {
-    let unreadable = |source| Error::Unreadable {
-        path: path.to_owned(),
-        source,
-    };
-    let broken = |what: String| Error::Broken {
-        path: path.to_owned(),
-        what,
-    };
-    let metadata = match fs::metadata(real) {
-        Ok(metadata) => metadata,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((None, None)),
-        Err(error) => return Err(unreadable(error)),
-    };
-    // A pipe or a device would be read for ever, or replaced by a file.
-    if !metadata.is_file() {
-        return Err(broken("it is not a regular file".to_owned()));
+impl Locked {
+    /// The file's text; nothing if it is not there.
+    pub(super) fn read(&self, path: &Path) -> Result<String, Error> {
+        let real = match self.files.get(path) {
+            Some(Ok(real)) => real,
+            Some(Err(_)) => path,
+            None => return Ok(String::new()),
+        };
+        let unreadable = |source| Error::Unreadable {
+            path: path.to_owned(),
+            source,
+        };
+        let broken = |fault| Error::Broken {
+            path: path.to_owned(),
+            source: Box::new(fault),
+        };
+        let metadata = match fs::metadata(real) {
+            Ok(metadata) => metadata,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(String::new()),
+            Err(error) => return Err(unreadable(error)),
+        };
+        // A read of a pipe or a device might never end, and the rename would replace it by a file.
+        if !metadata.is_file() {
+            return Err(broken(Fault::NotAFile));
+        }
+        if metadata.len() > MAX_FILE {
+            return Err(broken(Fault::TooLarge { limit: MAX_FILE }));
+        }
+        let bytes = fs::read(real).map_err(unreadable)?;
+        String::from_utf8(bytes).map_err(|_| broken(Fault::NotText))
     }
-    if metadata.len() > MAX_FILE {
-        return Err(broken(format!("it is larger than {MAX_FILE} bytes")));
-    }
-    let bytes = fs::read(real).map_err(unreadable)?;
-    let text = String::from_utf8(bytes).map_err(|_| broken("it is not UTF-8 text".to_owned()))?;
-    Ok((Some(text), Some(metadata)))
-}
 
-fn parse(path: &Path, text: &str) -> Result<Mapping, Error> {
-    let broken = |what: String| Error::Broken {
-        path: path.to_owned(),
-        what,
-    };
-    match serde_norway::from_str(text).map_err(|error| broken(error.to_string()))? {
-        Value::Null => Ok(Mapping::new()),
-        Value::Mapping(mapping) => Ok(mapping),
-        _ => Err(broken("its top level is not a mapping".to_owned())),
+    /// Puts another content into the file. What was in it is kept beside it: where, if it was there.
+    pub(super) fn replace(&self, path: &Path, content: &str) -> Result<Option<PathBuf>, Error> {
+        let unwritable = |source| Error::Unwritable {
+            path: path.to_owned(),
+            source,
+        };
+        let real = match self.files.get(path) {
+            Some(Ok(real)) => real,
+            Some(Err(Error::Unwritable { source, .. })) => {
+                return Err(unwritable(io::Error::new(
+                    source.kind(),
+                    source.to_string(),
+                )));
+            }
+            _ => return Err(unwritable(io::Error::other("it is not locked"))),
+        };
+        replace(real, content.as_bytes()).map_err(unwritable)
     }
 }
 
@@ -118,28 +154,70 @@ fn follow(path: &Path) -> io::Result<PathBuf> {
     Err(io::Error::other("too many symbolic links"))
 }
 
-fn replace(real: &Path, content: &[u8], metadata: Option<&fs::Metadata>) -> io::Result<()> {
+fn replace(real: &Path, content: &[u8]) -> io::Result<Option<PathBuf>> {
     let dir = match real.parent() {
         Some(dir) if !dir.as_os_str().is_empty() => dir,
         _ => Path::new("."),
     };
-    // A rename needs no right on the file itself; somebody who made it read-only meant it.
-    if metadata.is_some() {
-        fs::OpenOptions::new().append(true).open(real)?;
+    let metadata = match fs::metadata(real) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            // Not over a file that another program has made since the check.
+            written(dir, content)?.persist_noclobber(real)?;
+            return Ok(None);
+        }
+        Err(error) => return Err(error),
+    };
+    // A rename needs no permission on the file itself, but a read-only file must stay unchanged.
+    let mut old = fs::OpenOptions::new().read(true).write(true).open(real)?;
+    let mut backup = OsString::from(real);
+    backup.push(BACKUP);
+    let backup = PathBuf::from(backup);
+    // 0600, whatever the mode of the original: only its owner needs the backup.
+    let mut copy = written(dir, &[])?;
+    io::copy(&mut old, copy.as_file_mut())?;
+    copy.as_file().sync_all()?;
+    // Durable before the file itself is touched, so that one whole copy exists at each moment.
+    copy.persist(&backup)?;
+
+    let file = written(dir, content)?;
+    file.as_file().set_permissions(metadata.permissions())?;
+    let ours = file.as_file().metadata()?;
+    let (uid, gid) = (metadata.uid(), metadata.gid());
+    // A file of another user that we may write keeps its owner.
+    let stays = (ours.uid(), ours.gid()) == (uid, gid)
+        || std::os::unix::fs::fchown(file.as_file(), Some(uid), Some(gid)).is_ok();
+    file.as_file().sync_all()?;
+    // A file of several names keeps them, as with kubectl.
+    if !stays || metadata.nlink() > 1 {
+        write_in_place(&mut old, content)?;
+        return Ok(Some(backup));
     }
-    // tempfile makes its files 0600, which is what a new kubeconfig gets.
+    match file.persist(real) {
+        Ok(_) => {}
+        // The file is a mount point, as in containers, and cannot be replaced by a rename.
+        Err(error) if error.error.kind() == io::ErrorKind::ResourceBusy => {
+            write_in_place(&mut old, content)?;
+        }
+        Err(error) => return Err(error.error),
+    }
+    Ok(Some(backup))
+}
+
+/// A new file, 0600, on its way to its name.
+fn written(dir: &Path, content: &[u8]) -> io::Result<tempfile::NamedTempFile> {
     let mut file = tempfile::Builder::new()
         .prefix(".throwline-")
         .tempfile_in(dir)?;
     file.write_all(content)?;
-    if let Some(metadata) = metadata {
-        file.as_file().set_permissions(metadata.permissions())?;
-        let ours = file.as_file().metadata()?;
-        if (ours.uid(), ours.gid()) != (metadata.uid(), metadata.gid()) {
-            std::os::unix::fs::fchown(file.as_file(), Some(metadata.uid()), Some(metadata.gid()))?;
-        }
-    }
     file.as_file().sync_all()?;
-    file.persist(real)?;
-    Ok(())
+    Ok(file)
+}
+
+/// As kubectl writes: a reader that does not take the lock may see a part of it.
+fn write_in_place(file: &mut fs::File, content: &[u8]) -> io::Result<()> {
+    file.rewind()?;
+    file.write_all(content)?;
+    file.set_len(content.len() as u64)?;
+    file.sync_all()
 }

@@ -1,45 +1,41 @@
 //! The API session: HTTP/2 on a sealed session, for all plain requests to one cluster.
 
-use super::{Epoch, Ground, Shared, lock};
-use crate::{body::Upload, error::Failure, forward::lost, metrics::Held};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use std::{
-    sync::{
-        Arc, Mutex, OnceLock,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
-use throwline_tunnel::{far, line::Handle, mux, piece::PIECE, proto::messages::LineKind};
+use throwline_kube_wire::http2::interim::Bounded;
+use throwline_ops::GaugeGuard;
+use throwline_tunnel::line::Handle;
+use throwline_tunnel::proto::messages::LineKind;
+use throwline_tunnel::sizes::BULK_CHUNK;
+use throwline_tunnel::{bdp, mux};
 use tokio::time::Instant;
 
-/// What one stalled reader can make us hold on an API session.
-const STREAM_WINDOW: u32 = 512 * 1024;
-/// The one session to a cluster that may be far away has windows for that, see [`far`], and few
-/// streams, so that readers which stop hold 144 MiB at most; those beyond have another session.
-const FAR_STREAMS: usize = 8;
-/// From this round trip on 512 KiB would hold bulk up, and a busy machine is not the reason.
-const FAR: Duration = Duration::from_millis(20);
-/// The most that HTTP/2 can say: a stalled stream uses its own window up and no other's.
-const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
-/// Bytes of a request body held for a stream before its source is no longer read.
-const SEND_BUFFER: usize = 128 * 1024;
-/// Frame size we accept: a piece of bulk. More would only lengthen the wait of small answers behind
-/// large ones.
-const MAX_FRAME: u32 = PIECE as u32;
-const HEADER_LIST: u32 = 64 * 1024;
-/// Streams before another session is opened. The agent allows 200; the rest is room for requests
-/// that were leased a moment ago.
-const STREAMS: usize = 180;
+use crate::failure::{Cause, Failure};
+use crate::mutex::lock;
+use crate::session::body::ApiBody;
+use crate::session::context::SessionContext;
+use crate::session::dial::{Epoch, SessionBasis};
+use crate::session::errors::lost;
 
-type Sender = http2::SendRequest<Upload>;
+/// The maximum of HTTP/2, so that a stalled stream exhausts its own window and no other's.
+const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
+/// Largest frame that is accepted. Larger ones would delay small answers behind large ones.
+const MAX_FRAME: u32 = BULK_CHUNK as u32;
+const HEADER_LIST: u32 = 64 * 1024;
+
+type Sender = http2::SendRequest<ApiBody>;
 
 /// One API session, as its cluster holds it. Dropping it lets its streams finish.
 pub(crate) struct ApiSession {
     sender: Sender,
     is_far: bool,
-    ground: Ground,
+    /// Requests at once, at most.
+    max_streams: usize,
+    basis: SessionBasis,
     in_flight: Arc<AtomicUsize>,
     last_used: Arc<Mutex<Instant>>,
     ended: Arc<OnceLock<Failure>>,
@@ -60,7 +56,7 @@ impl Lease {
         self.line.clone()
     }
 
-    /// Why the agent ended the session, where that says more than that a request was lost.
+    /// Why the agent ended the session, where that is more specific than a lost request.
     pub(crate) fn ended(&self) -> Option<Failure> {
         self.ended.get().cloned()
     }
@@ -74,50 +70,56 @@ impl Drop for Lease {
 }
 
 impl ApiSession {
-    /// `may_be_far`: it may have the windows of a long path, if that is what it is on.
+    /// `may_be_far`: whether it may have the larger windows of a long path, see [`bdp`].
     pub(crate) async fn open(
-        shared: &Arc<Shared>,
+        context: &Arc<SessionContext>,
         cluster: &str,
         may_be_far: bool,
     ) -> Result<Self, Failure> {
-        let dialed = shared.dial.dial(cluster, LineKind::Api).await?;
-        let is_far = may_be_far && dialed.round_trip >= FAR;
-        let window = match is_far {
-            true => far::stream_window(dialed.round_trip),
-            false => STREAM_WINDOW,
+        let dialed = context.dial.dial(cluster, LineKind::Api).await?;
+        // The windows are announced at the start of the session, so the round trip has to be known
+        // before.
+        let is_far = may_be_far && dialed.round_trip >= bdp::THRESHOLD;
+        let limits = context.limits;
+        let window = if is_far {
+            bdp::stream_window(dialed.round_trip).min(limits.far_stream_window)
+        } else {
+            limits.stream_window
         };
-        let ground = Ground::of(&dialed);
-        // A line that outlives its carriers knows by itself whether its other end is there.
-        let ping = ground.line.is_none().then_some(shared.timing.session_ping);
+        let basis = SessionBasis::of(&dialed);
+        // A resumable line detects a lost peer without a PING.
+        let ping = basis.line.is_none().then_some(context.timing.session_ping);
         let mut builder = http2::Builder::new(TokioExecutor::new());
         builder
             .timer(TokioTimer::new())
             .initial_stream_window_size(window)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_frame_size(MAX_FRAME)
-            .max_send_buf_size(SEND_BUFFER)
+            .max_send_buf_size(limits.send_buffer)
             .max_header_list_size(HEADER_LIST)
             .keep_alive_interval(ping)
-            .keep_alive_timeout(shared.timing.session_ping)
+            .keep_alive_timeout(context.timing.session_ping)
             .keep_alive_while_idle(true);
         let (sender, connection) = builder
-            .handshake::<_, Upload>(TokioIo::new(dialed.io))
+            .handshake::<_, ApiBody>(TokioIo::new(Bounded::new(dialed.io)))
             .await
             .map_err(|error| Failure::Lost {
                 cluster: cluster.to_owned(),
-                why: error.to_string(),
+                source: Cause::Handshake(Arc::new(error)),
             })?;
-        let held = Held::one(&shared.metrics.api_sessions);
+        let held = GaugeGuard::new(&context.metrics.api_sessions);
         let name = cluster.to_owned();
         let ended = Arc::new(OnceLock::new());
         let end = ended.clone();
-        shared.spawn(async move {
+        context.spawn(async move {
             let _held = held;
             match connection.await {
                 Ok(()) => tracing::debug!(cluster = name, "api session ended"),
                 Err(error) => {
                     tracing::debug!(cluster = name, %error, "api session failed");
-                    let failure = lost(&name, &error);
+                    let failure = lost(&name, error);
+                    // The requests on it only see a closed connection; this reason is final, and so
+                    // kept for them.
                     if matches!(failure, Failure::AgentRefusesUs { .. }) {
                         let _ = end.set(failure);
                     }
@@ -127,7 +129,12 @@ impl ApiSession {
         Ok(Self {
             sender,
             is_far,
-            ground,
+            max_streams: if is_far {
+                limits.far_streams
+            } else {
+                limits.streams
+            },
+            basis,
             in_flight: Arc::default(),
             last_used: Arc::new(Mutex::new(Instant::now())),
             ended,
@@ -142,21 +149,20 @@ impl ApiSession {
             in_flight: self.in_flight.clone(),
             last_used: self.last_used.clone(),
             ended: self.ended.clone(),
-            line: self.ground.line.clone(),
+            line: self.basis.line.clone(),
         }
     }
 
     pub(crate) fn is_usable(&self, now: Epoch) -> bool {
-        self.ground.is_current(now) && !self.sender.is_closed()
+        self.basis.is_current(now) && !self.sender.is_closed()
     }
 
     pub(crate) fn is_connected(&self) -> bool {
-        self.ground.is_connected()
+        self.basis.is_connected()
     }
 
     pub(crate) fn has_room(&self) -> bool {
-        let most = if self.is_far { FAR_STREAMS } else { STREAMS };
-        self.in_flight.load(Ordering::Acquire) < most
+        self.in_flight.load(Ordering::Acquire) < self.max_streams
     }
 
     pub(crate) fn is_far(&self) -> bool {

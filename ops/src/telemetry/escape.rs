@@ -3,11 +3,16 @@
 use std::fmt::{self, Write};
 
 /// Whether `c` could end a line or steer a terminal: C0, DEL, C1, the line and paragraph
-/// separators, and the marks that reverse the direction of text.
-pub(super) fn is_unsafe(c: char) -> bool {
+/// separators, the marks that reverse the direction of text, and invisible characters, by
+/// which a name can look like another.
+pub fn is_unsafe(c: char) -> bool {
     c.is_control()
-        || matches!(c, '\u{2028}' | '\u{2029}' | '\u{200e}' | '\u{200f}')
-        || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+        || matches!(
+            c,
+            '\u{2028}' | '\u{2029}' | '\u{061c}' | '\u{200b}'..='\u{200f}'
+        )
+        || matches!(c, '\u{00ad}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+        || matches!(c, '\u{202a}'..='\u{202e}')
 }
 
 /// Writes what is written to it, escaped as in a JSON string, quotes and backslashes only if
@@ -50,7 +55,7 @@ impl Escaped<'_> {
 }
 
 /// Without quotes: messages, and values that need none.
-pub(super) fn bare(out: &mut dyn Write, args: fmt::Arguments<'_>) -> fmt::Result {
+pub(crate) fn bare(out: &mut dyn Write, args: fmt::Arguments<'_>) -> fmt::Result {
     Escaped { out, quoted: false }.write_fmt(args)
 }
 

@@ -3,6 +3,7 @@
 use super::escape::{bare, is_unsafe, quoted};
 use std::fmt::{self, Debug, Write};
 use tracing::{
+    Event,
     field::{Field, Visit},
     span::Record,
 };
@@ -57,21 +58,74 @@ impl<'writer> FormatFields<'writer> for JsonFields {
     }
 }
 
-/// Finds the message, which stands before the fields whatever its place among them.
-#[derive(Default)]
-pub(super) struct Message(pub(super) String);
+/// An event's fields but its message, as ` key=value`.
+pub(super) fn text_of(event: &Event<'_>, out: &mut dyn Write) -> fmt::Result {
+    let mut visitor = TextVisitor::new(out);
+    visitor.message = MessageIs::Ahead;
+    event.record(&mut visitor);
+    visitor.result
+}
+
+/// The same as `,"key":value`.
+pub(super) fn json_of(event: &Event<'_>, out: &mut dyn Write) -> fmt::Result {
+    let mut visitor = JsonVisitor::new(out);
+    visitor.message = MessageIs::Ahead;
+    event.record(&mut visitor);
+    visitor.result
+}
+
+/// Whether the next field `message` is an event's own text. tracing puts that first; a later field
+/// that is called `message`, too, is a field like any other.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum MessageIs {
+    #[default]
+    None,
+    Ahead,
+}
+
+impl MessageIs {
+    fn takes(&mut self, field: &Field) -> bool {
+        let is_it = *self == Self::Ahead && field.name() == "message";
+        if is_it {
+            *self = Self::None;
+        }
+        is_it
+    }
+}
+
+/// Finds the message, which stands before the fields.
+pub(super) struct Message {
+    pub(super) text: String,
+    message: MessageIs,
+}
+
+impl Default for Message {
+    fn default() -> Self {
+        Self {
+            text: String::new(),
+            message: MessageIs::Ahead,
+        }
+    }
+}
 
 impl Visit for Message {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        if self.message.takes(field) {
+            self.text.push_str(value);
+        }
+    }
+
     fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
-        if field.name() == "message" {
+        if self.message.takes(field) {
             // Writing to a String cannot fail, and a failing Debug leaves what it wrote.
-            let _ = write!(self.0, "{value:?}");
+            let _ = write!(self.text, "{value:?}");
         }
     }
 }
 
 struct TextVisitor<'a> {
     out: &'a mut dyn Write,
+    message: MessageIs,
     result: fmt::Result,
 }
 
@@ -79,12 +133,13 @@ impl<'a> TextVisitor<'a> {
     fn new(out: &'a mut dyn Write) -> Self {
         Self {
             out,
+            message: MessageIs::None,
             result: Ok(()),
         }
     }
 
     fn write(&mut self, field: &Field, text: &str) {
-        if field.name() == "message" || self.result.is_err() {
+        if self.message.takes(field) || self.result.is_err() {
             return;
         }
         let plain = |c: char| !is_unsafe(c) && !c.is_whitespace() && !matches!(c, '"' | '=' | '\\');
@@ -109,8 +164,12 @@ impl Visit for TextVisitor<'_> {
     }
 }
 
+/// Keys of an event's and of a span's object that are ours.
+const RESERVED: [&str; 6] = ["time", "level", "target", "message", "spans", "name"];
+
 struct JsonVisitor<'a> {
     out: &'a mut dyn Write,
+    message: MessageIs,
     result: fmt::Result,
 }
 
@@ -118,18 +177,25 @@ impl<'a> JsonVisitor<'a> {
     fn new(out: &'a mut dyn Write) -> Self {
         Self {
             out,
+            message: MessageIs::None,
             result: Ok(()),
         }
     }
 
     fn write(&mut self, field: &Field, value: fmt::Arguments<'_>, is_text: bool) {
-        if field.name() == "message" || self.result.is_err() {
+        if self.message.takes(field) || self.result.is_err() {
             return;
         }
+        // Of two equal keys, readers keep one.
+        let prefix = if RESERVED.contains(&field.name()) {
+            "field_"
+        } else {
+            ""
+        };
         let out = &mut *self.out;
         self.result = out
             .write_char(',')
-            .and_then(|()| quoted(out, format_args!("{}", field.name())))
+            .and_then(|()| quoted(out, format_args!("{prefix}{}", field.name())))
             .and_then(|()| out.write_char(':'))
             .and_then(|()| {
                 if is_text {

@@ -2,7 +2,8 @@
 
 use super::{
     escape::{bare, quoted},
-    fields::Message,
+    fields::{Message, json_of, text_of},
+    rate_limit::LeftOut,
 };
 use std::fmt;
 use time::{OffsetDateTime, format_description::BorrowedFormatItem, macros::format_description};
@@ -15,6 +16,9 @@ use tracing_subscriber::{
 /// RFC 3339 in UTC with milliseconds.
 const TIME: &[BorrowedFormatItem<'_>] =
     format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
+
+/// The text instead of lines of a flood, before the first that is written again.
+const LEFT_OUT: &str = "lines like the next one were left out";
 
 /// `2026-01-31T12:00:00.000Z  INFO relay: carrier accepted cluster=prod-eu`
 pub(super) struct TextLine;
@@ -48,9 +52,9 @@ where
         write!(out, "{}: ", part(metadata.target()))?;
         let mut message = Message::default();
         event.record(&mut message);
-        bare(&mut out, format_args!("{}", message.0))?;
-        context.format_fields(out.by_ref(), event)?;
-        // The innermost span stands nearest, as it says most about the event.
+        bare(&mut out, format_args!("{}", message.text))?;
+        text_of(event, &mut out)?;
+        // The innermost span stands nearest, as it is the most specific one.
         for span in context.event_scope().into_iter().flatten() {
             let extensions = span.extensions();
             if let Some(fields) = extensions.get::<FormattedFields<N>>() {
@@ -83,8 +87,8 @@ where
         )?;
         quoted(&mut out, format_args!("{}", metadata.target()))?;
         out.write_str(",\"message\":")?;
-        quoted(&mut out, format_args!("{}", message.0))?;
-        context.format_fields(out.by_ref(), event)?;
+        quoted(&mut out, format_args!("{}", message.text))?;
+        json_of(event, &mut out)?;
         out.write_str(",\"spans\":[")?;
         let scope = context.event_scope();
         let spans = scope.into_iter().flat_map(|scope| scope.from_root());
@@ -102,6 +106,28 @@ where
             out.write_char('}')?;
         }
         out.write_str("]}\n")
+    }
+}
+
+impl LeftOut for TextLine {
+    fn left_out(&self, out: &mut Writer<'_>, count: u64) -> fmt::Result {
+        writeln!(
+            out,
+            "{} {:>5} log: {LEFT_OUT} count={count}",
+            now(),
+            Level::WARN
+        )
+    }
+}
+
+impl LeftOut for JsonLine {
+    fn left_out(&self, out: &mut Writer<'_>, count: u64) -> fmt::Result {
+        writeln!(
+            out,
+            "{{\"time\":\"{}\",\"level\":\"{}\",\"target\":\"log\",\"message\":\"{LEFT_OUT}\",\"count\":{count},\"spans\":[]}}",
+            now(),
+            Level::WARN,
+        )
     }
 }
 

@@ -101,3 +101,99 @@ fn the_filter_filters_and_a_bad_one_is_explained() {
     assert!(error.to_string().contains("THROWLINE_LOG"), "{error}");
     assert!("xml".parse::<LogFormat>().is_err());
 }
+
+#[test]
+fn a_field_called_message_keeps_its_name() {
+    let text = capture(LogFormat::Text, "info", || {
+        tracing::info!(message = "of a peer", level = 3, "a stream was refused");
+    });
+    let wanted = "a stream was refused message=\"of a peer\" level=3\n";
+    assert!(text.ends_with(wanted), "{text}");
+    // As fields of spans do.
+    let spans = || {
+        let span = tracing::info_span!("s", message = "of a span", name = "n");
+        let _entered = span.enter();
+        tracing::info!(message = %"of a peer", time = "t", target = 1, spans = "s", "refused");
+    };
+    let text = capture(LogFormat::Text, "info", spans);
+    assert!(text.contains("refused message=\"of a peer\""), "{text}");
+    assert!(text.contains("message=\"of a span\" name=n"), "{text}");
+    let line = capture(LogFormat::Json, "info", spans);
+    let event: serde_json::Value = serde_json::from_str(&line).unwrap();
+    assert_eq!(event["message"], "refused");
+    assert_eq!(event["field_message"], "of a peer");
+    assert_eq!(event["field_time"], "t");
+    assert_eq!(event["field_target"], 1);
+    assert_eq!(event["field_spans"], "s");
+    assert_eq!(event["spans"][0]["name"], "s");
+    assert_eq!(event["spans"][0]["field_name"], "n");
+    assert_eq!(event["spans"][0]["field_message"], "of a span");
+    for key in ["time", "level", "target", "message", "spans"] {
+        assert_eq!(
+            line.matches(&format!("\"{key}\":")).count(),
+            1,
+            "{key} {line}"
+        );
+    }
+    // Without its own text, it is the text.
+    let text = capture(LogFormat::Text, "info", || {
+        tracing::info!(message = "alone", a = 1)
+    });
+    assert!(text.ends_with("alone a=1\n"), "{text}");
+}
+
+#[test]
+fn a_flood_is_cut_short_and_said_to_be() {
+    for format in [LogFormat::Text, LogFormat::Json] {
+        let before = left_out();
+        let lines = capture(format, "info,throwline_ops=debug", || {
+            let flood = |client: &str| {
+                for _ in 0..3000 {
+                    // One place in the code.
+                    tracing::info!(client, "a line did not become a session");
+                }
+            };
+            flood("10.0.0.1:1111");
+            flood("10.0.0.1:2222");
+            flood("10.0.0.2:3333");
+            for _ in 0..3000 {
+                tracing::debug!(client = "10.0.0.1:1111", "in full");
+            }
+        });
+        let count = |text: &str| lines.lines().filter(|line| line.contains(text)).count();
+        // A few more where the test takes seconds.
+        assert!(
+            (30..200).contains(&count("10.0.0.1").saturating_sub(3000)),
+            "{lines}"
+        );
+        assert!(count("10.0.0.2") >= 30, "{lines}");
+        assert_eq!(count("in full"), 3000);
+        assert!(left_out() - before > 8000);
+        lines
+            .lines()
+            .for_each(|line| is_one_clean_line(&format!("{line}\n")));
+    }
+}
+
+#[test]
+fn what_was_left_out_is_one_clean_line_with_its_count() {
+    use rate_limit::LeftOut;
+    use tracing_subscriber::fmt::format::Writer;
+    let (mut text, mut json) = (String::new(), String::new());
+    TextLine
+        .left_out(&mut Writer::new(&mut text), 3070)
+        .unwrap();
+    JsonLine
+        .left_out(&mut Writer::new(&mut json), 3070)
+        .unwrap();
+    is_one_clean_line(&text);
+    assert!(
+        text.ends_with(" WARN log: lines like the next one were left out count=3070\n"),
+        "{text}"
+    );
+    let event: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(
+        (&event["count"], &event["level"]),
+        (&3070.into(), &"WARN".into())
+    );
+}

@@ -6,8 +6,10 @@ use async_trait::async_trait;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::membership::{Membership, Registry};
+use super::route::{Presence, Route};
 use super::table::{Found, Table};
-use super::{Membership, Presence, Registry, Route, Tunnel};
+use super::tunnel::Tunnel;
 
 /// All tunnels in this process.
 pub struct Memory {
@@ -70,7 +72,7 @@ impl Registry for Memory {
             let arrivals = lock(&self.table).arrivals(cluster);
             let arrival = arrivals.notified();
             tokio::pin!(arrival);
-            // Listen first, then look: who comes in between is not missed.
+            // Listen first, then look: an arrival in between is not missed.
             arrival.as_mut().enable();
             if let Presence::Connected(_) = self.find(cluster).await {
                 return;

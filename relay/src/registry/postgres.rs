@@ -1,123 +1,76 @@
 //! The registry of several relays: own tunnels in memory, all others' as the shared database
-//! tells. A task of its own speaks with the database; nothing else waits for it.
+//! has them. One task does the I/O with the database; nothing else waits for it.
 //!
 //! **Invariant:** neither a carrier's arrival nor a search for a route awaits the database.
 
-mod ledger;
-mod link;
 mod metrics;
 mod notice;
+mod outbox;
+mod query;
 mod read;
 mod remotes;
+mod state;
+mod sync;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
-use throwline_certs::Database;
-use tokio::sync::{Notify, watch};
+use throwline_certs::tls;
+use throwline_database::Database;
+use throwline_database::migrations::{File, Set};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{Membership, Memory, PeerRelay, Presence, Registry, Route, Tunnel};
-use crate::error::Error;
-use ledger::Ledger;
+use super::membership::{Membership, Registry};
+use super::memory::Memory;
+use super::route::{PeerRelay, Presence, Route};
+use super::tunnel::Tunnel;
+use crate::error::{ConfigError, Error};
 use notice::Row;
-use remotes::{Beat, Remotes, Round};
+use state::SyncState;
+
+pub use state::Config;
+
+/// The files of `migrations/`. One that databases have seen never changes.
+const MIGRATIONS: &[File] = &[
+    (
+        1,
+        "registry",
+        include_str!("../../migrations/0001_registry.sql"),
+    ),
+    (
+        2,
+        "certificates",
+        include_str!("../../migrations/0002_certificates.sql"),
+    ),
+];
 
 /// How long a clean end may take.
 const GOODBYE: Duration = Duration::from_secs(3);
-
-/// What a relay is in the registry, and how long it believes what.
-#[derive(Debug, Clone)]
-pub struct Config {
-    /// As the relay's certificate names it.
-    pub instance: String,
-    /// `HOST:PORT` by which other relays reach this one.
-    pub address: String,
-    /// How often this relay says that it lives, and reads who else does. Default 5 s. One
-    /// small write and one small read each time.
-    pub heartbeat: Duration,
-    /// How old a heartbeat may be before its relay is dead. Default 15 s; the same at every
-    /// relay. Shorter finds the dead sooner and takes the slow for dead.
-    pub life: Duration,
-    /// How long the tunnels of other relays are believed while the database is away. Default
-    /// 10 min. Worst case: lines to agents that have moved since fail when they are opened.
-    pub belief: Duration,
-}
-
-impl Config {
-    pub fn new(instance: String, address: String) -> Self {
-        Self {
-            instance,
-            address,
-            heartbeat: Duration::from_secs(5),
-            life: Duration::from_secs(15),
-            belief: Duration::from_secs(600),
-        }
-    }
-}
 
 /// A registry in PostgreSQL. Cheap to clone; its task ends with the last clone.
 #[derive(Clone)]
 pub struct Postgres {
     local: Arc<Memory>,
-    shared: Arc<Shared>,
+    shared: Arc<SyncState>,
     stop: CancellationToken,
     _stops: Arc<DropGuard>,
     task: Arc<Mutex<Option<JoinHandle<()>>>>,
 }
 
-pub(super) struct Shared {
-    database: Database,
-    config: Config,
-    epoch: notice::Epoch,
-    state: Mutex<State>,
-    /// See [`Registry::relays`].
-    relays: watch::Sender<u32>,
-    /// Something is owed.
-    work: Notify,
-}
-
-struct State {
-    ledger: Ledger,
-    remotes: Remotes,
-    up: bool,
-    /// Another process has this relay's name.
-    displaced: bool,
-    /// The last time that all heartbeats were read; at first the start.
-    last_round: Instant,
-}
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn good_round(&self, beats: Vec<Beat>) -> Round {
-        let now = Instant::now();
-        let mut state = self.lock();
-        state.up = true;
-        state.last_round = now;
-        let round = state.remotes.beats(beats, now);
-        self.count_relays(&state);
-        round
-    }
-
-    fn count_relays(&self, state: &State) {
-        let count = state.remotes.taking_lines() + usize::from(!state.ledger.is_draining());
-        let count = u32::try_from(count).unwrap_or(u32::MAX);
-        self.relays
-            .send_if_modified(|known| std::mem::replace(known, count) != count);
-    }
-
-    /// Whether it was there before.
-    fn away(&self) -> bool {
-        let mut state = self.lock();
-        state.remotes.away();
-        std::mem::replace(&mut state.up, false)
-    }
+/// Makes the registry's tables, or brings them up to date; `false` when there was nothing to do. The
+/// database's owner calls this where the relays' role may not.
+///
+/// # Errors
+/// [`Error::Database`] when the database cannot be reached, or its tables cannot be used by this
+/// version.
+pub async fn migrate(database: &Database) -> Result<bool, Error> {
+    tls::provide_to_libraries();
+    let set = Set::new("relay_migrations", MIGRATIONS);
+    Ok(set.migrate(database).await?)
 }
 
 impl Postgres {
@@ -132,39 +85,17 @@ impl Postgres {
         metrics: &prometheus::Registry,
     ) -> Result<Self, Error> {
         throwline_certs::spiffe::check_relay_instance(&config.instance)
-            .map_err(|error| Error::Config(error.to_string()))?;
+            .map_err(ConfigError::Instance)?;
         if !notice::is_address(&config.address) {
-            return Err(Error::Config(format!(
-                "{:?} is not HOST:PORT, by which other relays could reach this one",
-                config.address
-            )));
+            return Err(ConfigError::PeerAddress(config.address).into());
         }
         if config.heartbeat.is_zero() || config.life < config.heartbeat * 2 {
-            return Err(Error::Config(
-                "a heartbeat's life must be at least twice its interval".into(),
-            ));
+            return Err(ConfigError::HeartbeatLife.into());
         }
-        let epoch = SystemTime::now().duration_since(UNIX_EPOCH);
-        let epoch = epoch.map_or(0, |since| {
-            i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
-        });
-        let shared = Arc::new(Shared {
-            epoch,
-            state: Mutex::new(State {
-                ledger: Ledger::default(),
-                remotes: Remotes::new(&config.instance, config.life),
-                up: false,
-                displaced: false,
-                last_round: Instant::now(),
-            }),
-            relays: watch::Sender::new(0),
-            work: Notify::new(),
-            database,
-            config,
-        });
+        let shared = Arc::new(SyncState::new(database, config));
         metrics.register(Box::new(metrics::Seen::new(Arc::clone(&shared))?))?;
         let stop = CancellationToken::new();
-        let task = tokio::spawn(link::run(Arc::clone(&shared), stop.clone()));
+        let task = tokio::spawn(sync::run(Arc::clone(&shared), stop.clone()));
         Ok(Self {
             local: Arc::default(),
             shared,
@@ -195,23 +126,27 @@ impl Registry for Postgres {
         let mut row = Row {
             carrier: 0,
             cluster: tunnel.cluster.clone(),
-            // One that cannot be told is still reached by whoever does not ask for it.
+            // An unusable name is left out: lines that name no process still reach the agent.
             agent_instance: Some(tunnel.instance.clone())
                 .filter(|name| notice::is_agent_instance(name))
                 .unwrap_or_default(),
             since: remotes::millis(tunnel.since),
+            certificate: tunnel.certificate.clone(),
         };
+        // The local entry first and without the database: an agent's arrival must not depend on it.
         let here = self.local.join(tunnel).await;
         let generation = here.generation();
         // Generations count up from 1.
         row.carrier = i64::try_from(generation).unwrap_or(i64::MAX);
         let carrier = row.carrier;
-        self.shared.lock().ledger.join(row);
+        self.shared.lock().outbox.join(row);
         self.shared.work.notify_one();
         let shared = Arc::clone(&self.shared);
         Membership::new(generation, move || {
+            // The local route goes first, so that no line takes it while the deletion waits for the
+            // database.
             drop(here);
-            shared.lock().ledger.leave(carrier);
+            shared.lock().outbox.leave(carrier);
             shared.work.notify_one();
         })
     }
@@ -221,8 +156,10 @@ impl Registry for Postgres {
         let now = Instant::now();
         let mut state = self.shared.lock();
         let unheard = now - state.last_round;
-        let believed = state.up || unheard < self.shared.config.belief;
-        let there = if believed {
+        // A short outage changes few routes; a route that is gone costs one failed attempt, no
+        // route costs the line.
+        let is_current = state.up || unheard < self.shared.config.max_staleness;
+        let there = if is_current {
             state.remotes.find(cluster, now)
         } else {
             Vec::new()
@@ -234,7 +171,8 @@ impl Registry for Postgres {
                 Presence::Connected(routes)
             }
             _ if there.len() > 0 => Presence::Connected(there.collect()),
-            _ if !believed => Presence::Unknown(unheard),
+            // Without current data, an absent cluster may be connected to another relay.
+            _ if !is_current => Presence::Unknown(unheard),
             here => {
                 let elsewhere = state.remotes.gone_at(cluster).map(|at| now - at);
                 match (here, elsewhere) {
@@ -252,7 +190,7 @@ impl Registry for Postgres {
                 let arrivals = self.shared.lock().remotes.arrivals(cluster);
                 let arrival = arrivals.notified();
                 tokio::pin!(arrival);
-                // Listen first, then look: who comes in between is not missed.
+                // Listen first, then look: an arrival in between is not missed.
                 arrival.as_mut().enable();
                 if let Presence::Connected(_) = self.find(cluster).await {
                     return;
@@ -273,7 +211,7 @@ impl Registry for Postgres {
     async fn drain(&self) {
         {
             let mut state = self.shared.lock();
-            state.ledger.drain();
+            state.outbox.drain();
             if state.up {
                 self.shared.count_relays(&state);
             }

@@ -1,4 +1,4 @@
-//! Entries by (name, generation), with memory of who has just gone.
+//! Entries by (name, generation), and when the last entry of each name left.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -84,7 +84,7 @@ impl<T: Clone> Table<T> {
         }
     }
 
-    /// Told whenever an entry arrives under this name.
+    /// Notified whenever an entry arrives under this name.
     pub(super) fn arrivals(&mut self, name: &str) -> Arc<Notify> {
         Arc::clone(&self.names.entry(name.to_owned()).or_default().arrived)
     }

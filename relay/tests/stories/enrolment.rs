@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use throwline_certs::authority::Subject;
-use throwline_certs::enrol::{self, EnrolRequest};
+use throwline_authority::Subject;
+use throwline_certs::enrol::{self, Asker, EnrolRequest};
+use throwline_certs::tls::Trust;
 use throwline_certs::{EnrolmentToken, PendingIdentity};
 
 use crate::harness::{Setup, World, eventually, unix_now};
@@ -19,11 +20,18 @@ async fn token(world: &World, life: Duration) -> EnrolmentToken {
 }
 
 fn body(token: &EnrolmentToken) -> String {
-    serde_json::to_string(&EnrolRequest {
-        secret: token.secret.expose(),
-        csr: PendingIdentity::generate().unwrap().csr_pem(),
-    })
-    .unwrap()
+    serde_json::to_string(&request(token, &prod())).unwrap()
+}
+
+fn request(token: &EnrolmentToken, asker: &Asker) -> EnrolRequest {
+    let csr = PendingIdentity::generate().unwrap().csr_pem();
+    token.request(asker, csr).unwrap()
+}
+
+fn prod() -> Asker {
+    Asker::Cluster {
+        uid: "1f".to_owned(),
+    }
 }
 
 async fn enroll(world: &World, body: &str) -> Answer {
@@ -34,11 +42,17 @@ async fn enroll(world: &World, body: &str) -> Answer {
 async fn a_pasted_token_becomes_an_identity_that_can_dial() {
     let world = World::new().await;
     let token = token(&world, Duration::from_secs(60)).await;
-    let enrolled = enrol::redeem(&token, None).await.unwrap();
+    let enrolled = enrol::redeem(&token, &prod(), Trust::default())
+        .await
+        .unwrap();
     assert_eq!(enrolled.identity.id().name(), "prod");
     let agent = world.agent(&enrolled.identity).await;
     drop(agent);
-    assert!(enrol::redeem(&token, None).await.is_err());
+    assert!(
+        enrol::redeem(&token, &prod(), Trust::default())
+            .await
+            .is_err()
+    );
     world.end().await;
 }
 
@@ -49,7 +63,11 @@ async fn of_fifty_at_once_exactly_one_wins() {
     let token = token(&world, Duration::from_secs(60)).await;
     let attempts = (0..50).map(|_| {
         let token = token.clone();
-        tokio::spawn(async move { enrol::redeem(&token, None).await.is_ok() })
+        tokio::spawn(async move {
+            enrol::redeem(&token, &prod(), Trust::default())
+                .await
+                .is_ok()
+        })
     });
     let attempts: Vec<_> = attempts.collect();
     let mut winners = 0;
@@ -78,23 +96,46 @@ async fn each_bad_attempt_is_told_what_is_wrong() {
 
     let mut unknown = good.clone();
     unknown.secret = throwline_certs::Secret::generate();
-    let secret = good.secret.expose();
+    let mut changed = request(&good, &prod());
+    changed.csr = PendingIdentity::generate().unwrap().csr_pem();
+    let elsewhere = Asker::Cluster {
+        uid: "2f".to_owned(),
+    };
+    let to_string = |request: &EnrolRequest| serde_json::to_string(request).unwrap();
     for (what, body, status, code) in [
         ("unknown", body(&unknown), 403, enrol::code::UNKNOWN),
         ("expired", body(&expired), 403, enrol::code::EXPIRED),
         ("redeemed", body(&redeemed), 409, enrol::code::REDEEMED),
         (
             "not a secret",
-            r#"{"secret":"x","csr":"y"}"#.into(),
+            r#"{"token":"x","kind":"cluster","csr":"y","signature":"z"}"#.into(),
             403,
             enrol::code::UNKNOWN,
         ),
         ("not JSON", "{".into(), 400, enrol::code::BAD_REQUEST),
         (
             "not a request",
-            format!(r#"{{"secret":"{secret}","csr":"nonsense"}}"#),
+            r#"{"csr":"nonsense"}"#.into(),
             400,
             enrol::code::BAD_REQUEST,
+        ),
+        (
+            "changed on its way",
+            to_string(&changed),
+            400,
+            enrol::code::BAD_REQUEST,
+        ),
+        (
+            "a user's request",
+            to_string(&request(&good, &Asker::User)),
+            409,
+            enrol::code::WRONG_KIND,
+        ),
+        (
+            "another cluster's",
+            to_string(&request(&good, &elsewhere)),
+            409,
+            enrol::code::NAME_TAKEN,
         ),
         (
             "too long",

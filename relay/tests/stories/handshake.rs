@@ -1,9 +1,10 @@
-//! Who gets in, who does not, and what they are told.
+//! Which peers are accepted, which are not, and the answers that they get.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use throwline_certs::authority::{Authority, Lives};
+use rustls::NamedGroup;
+use throwline_authority::{Authority, Validity};
 use throwline_tunnel::carrier::{DialError, dial};
 use throwline_tunnel::proto::messages::{HandshakeReply, Proof, RefusalCode, Role, Verdict};
 
@@ -25,6 +26,45 @@ async fn agents_and_users_are_let_in_over_tls_of_the_authority() {
         })
         .await;
     drop((agent, proxy));
+    world.end().await;
+}
+
+/// A client that can do nothing else gets in: the relay has X25519MLKEM768, and chooses it of what
+/// our own client offers.
+#[tokio::test]
+async fn the_key_exchange_is_post_quantum() {
+    let world = World::new().await;
+    let ours = throwline_certs::tls::carrier_client(
+        world.authority.roots(),
+        throwline_certs::tls::Trust::default(),
+    )
+    .unwrap();
+    let mut alone = Arc::unwrap_or_clone(throwline_certs::tls::provider());
+    alone
+        .kx_groups
+        .retain(|group| group.name() == NamedGroup::X25519MLKEM768);
+    let mut roots = rustls::RootCertStore::empty();
+    for ca in world.authority.roots().certificates() {
+        roots.add(ca.clone()).unwrap();
+    }
+    let mut only = rustls::ClientConfig::builder_with_provider(Arc::new(alone))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    only.alpn_protocols = vec![b"http/1.1".to_vec()];
+    for client in [ours, Arc::new(only)] {
+        let tcp = tokio::net::TcpStream::connect(world.address).await.unwrap();
+        let name = rustls::pki_types::ServerName::try_from("127.0.0.1").unwrap();
+        let stream = tokio_rustls::TlsConnector::from(client)
+            .connect(name, tcp)
+            .await
+            .unwrap();
+        let tls = stream.get_ref().1;
+        let group = tls.negotiated_key_exchange_group().unwrap();
+        assert_eq!(group.name(), NamedGroup::X25519MLKEM768);
+        assert_eq!(tls.handshake_kind(), Some(rustls::HandshakeKind::Full));
+    }
     world.end().await;
 }
 
@@ -119,7 +159,8 @@ async fn every_bad_assertion_gets_the_same_answer() {
         let answer = raw::carrier(world.address, &assertion).await;
         assert_eq!(answer.status, 401, "{what}");
         assert_eq!(
-            answer.body, r#"{"code":"unauthenticated","message":"the assertion was not accepted"}"#,
+            answer.body,
+            r#"{"code":"unauthenticated","message":"throwline relay: the assertion was not accepted"}"#,
             "{what}"
         );
     }
@@ -172,6 +213,39 @@ async fn a_captured_assertion_is_refused() {
 }
 
 /// The same where the other relay has the same authority behind it.
+/// Relays behind one address have one audience, and no memory in common: an assertion is good once at
+/// each of them. What is behind it needs the key each time.
+#[tokio::test]
+async fn an_assertion_is_accepted_once_at_each_relay_of_a_set() {
+    let world = World::plaintext().await;
+    let user = world.user("anna").await;
+    let assertion = raw::assertion(&user, &world.url);
+    let request = raw::upgrade("relay", "/v1/carrier", &assertion, "throwline.v1");
+    let mut headers = http::HeaderMap::new();
+    for line in request.lines().skip(1).filter(|line| !line.is_empty()) {
+        let (name, value) = line.split_once(": ").unwrap();
+        let name: http::HeaderName = name.parse().unwrap();
+        headers.insert(name, value.parse().unwrap());
+    }
+    let tolerance = Duration::from_secs(60);
+    let relay = || {
+        let accept = throwline_tunnel::carrier::AcceptConfig::new("of-a-set");
+        let validator = world.authority.validator().clone();
+        throwline_relay::Authenticator::new(validator, &world.url, tolerance, 100, accept)
+    };
+    let now = std::time::SystemTime::now();
+    for relay in [relay(), relay()] {
+        assert!(relay.check(&headers, now).is_ok());
+        assert!(relay.check(&headers, now).is_err(), "accepted twice");
+    }
+    // At the real one, too; without the key there is nothing after the 101.
+    let admitted = raw::carrier(world.address, &assertion).await;
+    assert_eq!(admitted.status, 101);
+    drop(admitted);
+    assert_eq!(world.metric(ACCEPTED), 0.0);
+    world.end().await;
+}
+
 #[tokio::test]
 async fn an_assertion_for_one_relay_is_refused_by_its_sibling() {
     let world = World::plaintext().await;
@@ -328,9 +402,9 @@ async fn a_wrong_clock_is_named_and_a_minute_is_forgiven() {
 async fn an_expired_certificate_is_named() {
     let world = World::with(Setup {
         tls: Some(throwline_relay::Tls::Plaintext),
-        lives: Lives {
+        lives: Validity {
             user: Duration::from_secs(1),
-            ..Lives::default()
+            ..Validity::default()
         },
         ..Setup::default()
     })

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use prometheus::{Encoder, TextEncoder};
 use tempfile::TempDir;
-use throwline_certs::authority::{Authority, Lives, Subject};
+use throwline_authority::{Authority, Subject, Validity};
+use throwline_certs::enrol::Asker;
 use throwline_certs::{Identity, Kind, PendingIdentity, jws, sha256, tls};
 use throwline_ops::{Shutdown, ShutdownTrigger};
 use throwline_relay::{Config, Error, Relay, Tls};
@@ -44,7 +45,7 @@ pub(crate) struct World {
 
 pub(crate) struct Setup {
     pub(crate) tls: Option<Tls>,
-    pub(crate) lives: Lives,
+    pub(crate) lives: Validity,
     pub(crate) configure: Box<dyn FnOnce(&mut Config) + Send>,
     pub(crate) policy: Option<Arc<dyn throwline_relay::policy::Policy>>,
     pub(crate) registry: Option<Arc<dyn throwline_relay::registry::Registry>>,
@@ -57,7 +58,7 @@ impl Default for Setup {
     fn default() -> Self {
         Self {
             tls: None,
-            lives: Lives::default(),
+            lives: Validity::default(),
             configure: Box::new(|_| {}),
             policy: None,
             registry: None,
@@ -109,7 +110,7 @@ impl World {
             Some(authority) => authority,
             None => Authority::open_or_create(dir.path(), &url).await.unwrap(),
         };
-        let authority = authority.with_lives(setup.lives);
+        let authority = authority.with_validity(setup.lives);
         // The database's own tasks are there before and after.
         authority.clusters().await.unwrap();
         let tasks_before = tasks();
@@ -117,7 +118,7 @@ impl World {
         config.timing.drain_timeout = Duration::from_secs(1);
         (setup.configure)(&mut config);
         let metrics = prometheus::Registry::new();
-        let mut relay = Relay::new(authority.clone(), config).metrics(metrics.clone());
+        let mut relay = Relay::new(Arc::new(authority.clone()), config).metrics(metrics.clone());
         if let Some(policy) = setup.policy {
             relay = relay.policy(policy);
         }
@@ -165,7 +166,7 @@ impl World {
 
     pub(crate) fn dial_config(&self, identity: &Identity) -> DialConfig {
         let tls = (self.url.scheme() == "https")
-            .then(|| tls::carrier_client(self.authority.roots(), None).unwrap());
+            .then(|| tls::carrier_client(self.authority.roots(), tls::Trust::default()).unwrap());
         let role = match identity.id().kind() {
             Kind::Cluster => Role::Agent,
             Kind::User => Role::LocalProxy,
@@ -190,7 +191,7 @@ impl World {
         self.dial(identity).await.unwrap()
     }
 
-    /// A cluster's carrier with an agent behind it that echoes what comes on its lines.
+    /// A cluster's carrier with an agent behind it that echoes the bytes of its lines.
     pub(crate) async fn agent(&self, identity: &Identity) -> Agent {
         let before = self.metric(r#"throwline_relay_carriers{role="agent"}"#);
         let agent = Agent::serve(self.dial(identity).await.unwrap());
@@ -261,10 +262,14 @@ async fn enrol(authority: &Authority, relay: &Url, subject: &Subject) -> Identit
         .await
         .unwrap();
     let pending = PendingIdentity::generate().unwrap();
-    let issued = authority
-        .redeem(&token.secret, &pending.csr_pem())
-        .await
-        .unwrap();
+    let asker = match subject {
+        Subject::Cluster(name) => Asker::Cluster {
+            uid: format!("uid-of-{name}"),
+        },
+        Subject::User { .. } => Asker::User,
+    };
+    let request = token.request(&asker, pending.csr_pem()).unwrap();
+    let issued = authority.redeem(&request).await.unwrap();
     pending.complete(issued.chain).unwrap()
 }
 
@@ -348,6 +353,7 @@ impl Drop for Agent {
 async fn echo(stream: IncomingStream) {
     let reply = StreamReply {
         agent_instance: "echo".into(),
+        detached_ms: 120_000,
         ..StreamReply::accepted()
     };
     let Ok(stream) = stream.accept(reply).await else {

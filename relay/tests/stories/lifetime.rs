@@ -1,26 +1,28 @@
-//! How carriers end: with their certificate, with the relay, with a renewal in time.
+//! How carriers end: with their certificate, with the relay.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use throwline_certs::authority::Lives;
-use throwline_certs::{Identity, PendingIdentity};
-use throwline_tunnel::carrier::Connection;
+use async_trait::async_trait;
+use throwline_authority::Validity;
+use throwline_relay::registry::{Membership, Memory, Presence, Registry, Tunnel};
 use throwline_tunnel::message;
 use throwline_tunnel::proto::close::CloseCode;
 use throwline_tunnel::proto::messages::{
-    Certificate, Control, ControlKind, ControlMessage, RefusalCode, Renew, StreamKind,
+    Control, ControlKind, ControlMessage, Open, RefusalCode, StreamKind,
 };
-use throwline_tunnel::proto::wire::{CERTIFICATE_CAP, CONTROL_CAP};
+use throwline_tunnel::proto::wire::CONTROL_CAP;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::watch;
 
 use crate::harness::{PATIENCE, Setup, World, eventually, line, open, refused};
 
 #[tokio::test]
 async fn a_carrier_ends_with_its_certificate() {
     let world = World::with(Setup {
-        lives: Lives {
+        lives: Validity {
             agent: Duration::from_secs(2),
-            ..Lives::default()
+            ..Validity::default()
         },
         ..Setup::default()
     })
@@ -38,51 +40,6 @@ async fn a_carrier_ends_with_its_certificate() {
         .await;
     assert!(!proxy.carrier.is_closed());
     drop((agent, proxy));
-    world.end().await;
-}
-
-async fn renew(connection: &Connection) -> (PendingIdentity, Certificate) {
-    let pending = PendingIdentity::generate().unwrap();
-    let header = StreamKind::Renew(Renew {
-        csr: pending.csr_der().to_vec(),
-    });
-    let (mut stream, _) = connection.carrier.open(header.into()).await.unwrap();
-    let renewed = message::read(&mut stream, CERTIFICATE_CAP).await.unwrap();
-    assert_eq!(stream.read(&mut [0; 1]).await.unwrap(), 0, "then the end");
-    (pending, renewed)
-}
-
-#[tokio::test]
-async fn a_renewed_identity_is_the_same_with_another_key() {
-    let world = World::new().await;
-    for identity in [world.cluster("prod").await, world.user("anna").await] {
-        let connection = world.dial(&identity).await.unwrap();
-        let (pending, renewed) = renew(&connection).await;
-        assert_eq!(
-            renewed.ca,
-            [world.authority.roots().certificates()[0].to_vec()]
-        );
-        let chain = renewed.chain.into_iter().map(Into::into).collect();
-        let renewed: Identity = pending.complete(chain).unwrap();
-        assert_eq!(renewed.id(), identity.id());
-        assert_eq!(renewed.groups(), identity.groups());
-        assert_ne!(renewed.serial(), identity.serial());
-        let again = world.dial(&renewed).await.unwrap();
-        drop((connection, again));
-    }
-    world.end().await;
-}
-
-#[tokio::test]
-async fn a_renewal_without_a_usable_request_is_refused() {
-    let world = World::plaintext().await;
-    let proxy = world.proxy(&world.user("anna").await).await;
-    let header = StreamKind::Renew(Renew {
-        csr: b"nonsense".to_vec(),
-    });
-    let refusal = refused(&proxy, header).await;
-    assert_eq!(refusal.code(), RefusalCode::BadRequest);
-    drop(proxy);
     world.end().await;
 }
 
@@ -118,7 +75,12 @@ async fn nonsense_on_the_control_stream_ends_that_carrier_alone() {
 
 #[tokio::test]
 async fn shutdown_tells_peers_and_waits_for_lines() {
-    let world = World::configured(|config| config.timing.drain_timeout = PATIENCE).await;
+    let world = World::with(Setup {
+        configure: Box::new(|config| config.timing.drain_timeout = PATIENCE),
+        registry: Some(Arc::new(Several::default())),
+        ..Setup::default()
+    })
+    .await;
     let agent = world.agent(&world.cluster("prod").await).await;
     let proxy = world.proxy(&world.user("anna").await).await;
     let header = StreamKind::Control(Control {}).into();
@@ -153,6 +115,104 @@ async fn shutdown_tells_peers_and_waits_for_lines() {
     world.ended().await;
 }
 
+/// A registry of one of two relays.
+struct Several {
+    own: Memory,
+    relays: watch::Sender<u32>,
+}
+
+impl Default for Several {
+    fn default() -> Self {
+        Self {
+            own: Memory::default(),
+            relays: watch::Sender::new(2),
+        }
+    }
+}
+
+#[async_trait]
+impl Registry for Several {
+    async fn join(&self, tunnel: Arc<Tunnel>) -> Membership {
+        self.own.join(tunnel).await
+    }
+
+    async fn find(&self, cluster: &str) -> Presence {
+        self.own.find(cluster).await
+    }
+
+    async fn connected(&self, cluster: &str) {
+        self.own.connected(cluster).await;
+    }
+
+    async fn drain(&self) {
+        self.relays.send_replace(0);
+    }
+
+    fn relays(&self) -> watch::Receiver<u32> {
+        self.relays.subscribe()
+    }
+}
+
+#[tokio::test]
+async fn a_relay_that_is_alone_waits_only_for_what_ends_with_it() {
+    let world = World::configured(|config| config.timing.drain_timeout = PATIENCE).await;
+    let agent = world.agent(&world.cluster("prod").await).await;
+    let proxy = world.proxy(&world.user("anna").await).await;
+    let mut ends_with_it = line(&proxy, "prod").await;
+    let resumable = Open {
+        detached_ms: 60_000,
+        ..open("prod")
+    };
+    let (goes_on, _) = proxy.carrier.open(resumable.into()).await.unwrap();
+    let admin = world.admin;
+    world.trigger.trigger();
+    eventually_not_ready(admin).await;
+
+    // New peers and lines are served as before.
+    drop(line(&proxy, "prod").await);
+    let another = world.proxy(&world.user("bert").await).await;
+    ends_with_it.write_all(b"still").await.unwrap();
+    ends_with_it.flush().await.unwrap();
+    let mut echoed = [0; 5];
+    ends_with_it.read_exact(&mut echoed).await.unwrap();
+    assert!(!proxy.carrier.is_closed());
+
+    let since = std::time::Instant::now();
+    drop(ends_with_it);
+    let reason = tokio::time::timeout(PATIENCE, proxy.carrier.closed())
+        .await
+        .expect("closed");
+    assert_eq!(reason.code, CloseCode::GoingAway);
+    assert!(since.elapsed() < PATIENCE / 2, "{:?}", since.elapsed());
+    drop((goes_on, another, proxy, agent));
+    world.ended().await;
+}
+
+#[tokio::test]
+async fn resumable_lines_do_not_delay_a_relay_that_is_alone() {
+    let world = World::configured(|config| config.timing.drain_timeout = 10 * PATIENCE).await;
+    let agent = world.agent(&world.cluster("prod").await).await;
+    let proxy = world.proxy(&world.user("anna").await).await;
+    let resumable = Open {
+        detached_ms: 60_000,
+        ..open("prod")
+    };
+    let (stream, _) = proxy.carrier.open(resumable.into()).await.unwrap();
+    world.trigger.trigger();
+    let reason = tokio::time::timeout(PATIENCE, proxy.carrier.closed())
+        .await
+        .expect("closed");
+    assert_eq!(reason.code, CloseCode::GoingAway);
+    drop((stream, proxy, agent));
+    world.ended().await;
+}
+
+async fn eventually_not_ready(admin: std::net::SocketAddr) {
+    while ready(admin).await {
+        tokio::task::yield_now().await;
+    }
+}
+
 async fn ready(admin: std::net::SocketAddr) -> bool {
     let request = b"GET /readyz HTTP/1.1\r\nHost: admin\r\nConnection: close\r\n\r\n";
     crate::raw::send(admin, request).await.status == 200
@@ -178,10 +238,8 @@ async fn lines_that_do_not_end_are_cut_after_the_drain_timeout() {
 
 #[tokio::test]
 async fn a_lost_agent_ends_its_lines_and_its_route() {
-    let world = World::configured(|config| {
-        config.timing.agent_wait = Duration::from_millis(20);
-    })
-    .await;
+    // It is not waited for once it is gone; until then a line has all its time.
+    let world = World::configured(|config| config.timing.agent_memory = Duration::ZERO).await;
     let agent = world.agent(&world.cluster("prod").await).await;
     let proxy = world.proxy(&world.user("anna").await).await;
     let mut stream = line(&proxy, "prod").await;
@@ -190,9 +248,13 @@ async fn a_lost_agent_ends_its_lines_and_its_route() {
     let end = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut rest)).await;
     // Whether an end or a reset: the line's own frames tell a cut from an end.
     let _ = end.expect("the line ended");
-    world
-        .until_metric("throwline_relay_lines", |n| n == 0.0)
-        .await;
+    // Lines end before the carrier does, and the route is there until then.
+    for series in [
+        "throwline_relay_lines",
+        r#"throwline_relay_carriers{role="agent"}"#,
+    ] {
+        world.until_metric(series, |n| n == 0.0).await;
+    }
     assert_eq!(
         refused(&proxy, open("prod")).await.code(),
         RefusalCode::Offline

@@ -226,7 +226,7 @@ async fn more_handshakes_than_the_rate_wait_or_are_told_when_to_come() {
             Err(other) => panic!("{other:?}"),
         }
     }
-    // One second's worth at once, two seconds' worth after a wait; the last is sent away.
+    // One second's worth at once, five seconds' worth after a wait; the last is sent away.
     assert!(carriers.len() >= 2, "{} got in", carriers.len());
     assert!(!waits.is_empty(), "nobody was sent away");
     waits.sort_unstable();
@@ -264,5 +264,73 @@ async fn a_budget_that_is_used_up_slows_a_line_and_loses_nothing() {
         )
         .await;
     drop((anna, prod));
+    world.end().await;
+}
+
+#[tokio::test]
+async fn greedy_users_leave_streams_of_an_agents_carrier_to_others() {
+    let world = World::configured(|config| {
+        config.mux.max_streams = 16;
+        config.limits.lines_per_user_and_carrier = 4;
+    })
+    .await;
+    let prod = world.agent(&world.cluster("prod").await).await;
+    let mut held = Vec::new();
+    let mut proxies = Vec::new();
+    for number in 0..4 {
+        let user = world.user(&format!("greedy-{number}")).await;
+        let proxy = world.proxy(&user).await;
+        while let Ok((stream, _)) = proxy.carrier.open(open("prod").into()).await {
+            held.push(stream);
+        }
+        let refusal = refused(&proxy, open("prod")).await;
+        assert_limit(&refusal);
+        let why = match number {
+            0..3 => "you have 4 lines open to it",
+            _ => "reserved for users with few",
+        };
+        assert!(refusal.message.contains(why), "{}", refusal.message);
+        proxies.push(proxy);
+    }
+    // Three have their whole share, the fourth what everybody gets.
+    assert_eq!(held.len(), 13);
+    for name in ["anna", "ben", "cleo"] {
+        let proxy = world.proxy(&world.user(name).await).await;
+        held.push(line(&proxy, "prod").await);
+        proxies.push(proxy);
+    }
+    let limited = r#"throwline_relay_limited_total{limit="lines-per-user-and-carrier"}"#;
+    assert!(world.metric(limited) >= 4.0);
+    drop((held, proxies, prod));
+    world.end().await;
+}
+
+#[tokio::test]
+async fn over_tls_a_dialer_is_told_before_the_handshake_when_to_come() {
+    let world = World::configured(|config| config.limits.handshakes_per_second = 1).await;
+    let anna = world.user("anna").await;
+    let dials: Vec<_> = (0..12)
+        .map(|_| {
+            let dialling = world.dial_config(&anna);
+            tokio::spawn(async move { dial(&dialling).await })
+        })
+        .collect();
+    let (mut waits, mut carriers) = (Vec::new(), Vec::new());
+    for dialled in dials {
+        match dialled.await.unwrap() {
+            Ok(connection) => carriers.push(connection),
+            Err(error @ DialError::Busy { .. }) => waits.push(error.retry_after().unwrap()),
+            // Those that are admitted complete.
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+    assert!(carriers.len() >= 2, "{} got in", carriers.len());
+    assert!(!waits.is_empty(), "nobody was sent away");
+    assert!(waits.iter().all(|wait| (1..=64).contains(&wait.as_secs())));
+    assert_eq!(
+        world.metric(r#"throwline_relay_handshakes_total{outcome="busy"}"#),
+        waits.len() as f64
+    );
+    drop(carriers);
     world.end().await;
 }

@@ -1,4 +1,4 @@
-//! Stories of the relay, told with real carriers over loopback.
+//! Stories of the relay, with real carriers over loopback.
 
 #![expect(
     clippy::unwrap_used,
@@ -15,4 +15,6 @@ mod limits;
 mod origin;
 mod peers;
 mod raw;
+mod renewals;
+mod revocation;
 mod routing;

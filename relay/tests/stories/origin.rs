@@ -102,7 +102,7 @@ async fn behind_a_balancer_each_client_has_its_own_rate() {
         (&["192.0.2.9, 192.0.2.1"], 429),
         (&["192.0.2.9", "192.0.2.1, 10.0.0.5"], 429),
         (&["192.0.2.3, 10.0.0.5"], 400),
-        // Nobody is known: it is the balancer itself.
+        // No client is named: it is the balancer itself.
         (&[], 400),
         (&["192.0.2.4, unknown"], 429),
     ] {
@@ -159,7 +159,7 @@ async fn a_balancer_that_sends_no_header_is_closed_and_counted() {
     assert!(is_closed(world.address, request).await);
     assert!(is_closed(world.address, b"PROXY TCP4 nonsense\r\n").await);
     world.until_metric(REFUSED, |n| n == 2.0).await;
-    // One that only looks whether somebody listens does no harm.
+    // A connection without a byte, as of a port scan, does no harm.
     drop(TcpStream::connect(world.address).await.unwrap());
     let ping = [LOCAL, request].concat();
     assert_eq!(raw::send(world.address, &ping).await.status, 200);
@@ -188,7 +188,7 @@ async fn ping_over_tls(world: &World, before: &[u8]) -> std::io::Result<String> 
     for byte in before {
         tcp.write_all(&[*byte]).await?;
     }
-    let config = tls::carrier_client(world.authority.roots(), None).unwrap();
+    let config = tls::carrier_client(world.authority.roots(), tls::Trust::default()).unwrap();
     let connector = TlsConnector::from(Arc::clone(&config));
     let name = ServerName::try_from("127.0.0.1").unwrap();
     let mut stream = connector.connect(name, tcp).await?;
@@ -262,15 +262,21 @@ async fn half_open_connections_are_counted_for_the_client_and_not_for_its_balanc
 async fn without_a_trusted_balancer_the_proxy_protocol_is_a_mistake() {
     let dir = tempfile::tempdir().unwrap();
     let url = "https://relay.example.com".parse().unwrap();
-    let authority = throwline_certs::authority::Authority::open_or_create(dir.path(), &url)
+    let authority = throwline_authority::Authority::open_or_create(dir.path(), &url)
         .await
         .unwrap();
     let mut config = Config::new(url, Tls::Own);
     config.proxy_protocol = true;
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (_trigger, shutdown) = throwline_ops::Shutdown::new();
-    let error = throwline_relay::run(listener, None, authority, config, shutdown)
-        .await
-        .unwrap_err();
+    let error = throwline_relay::run(
+        listener,
+        None,
+        std::sync::Arc::new(authority),
+        config,
+        shutdown,
+    )
+    .await
+    .unwrap_err();
     assert!(error.to_string().contains("--trust-proxy"), "{error}");
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
 use throwline_certs::Identity;
-use throwline_certs::tls::{RelayIdentity, carrier_client, peer_client};
+use throwline_certs::tls::{RelayIdentity, Trust, carrier_client, peer_client};
 use throwline_relay::registry::{
     Membership, Memory, PeerRelay, Presence, Registry, Remote, Route, Tunnel,
 };
@@ -22,6 +22,8 @@ struct Told {
     own: Memory,
     elsewhere: Mutex<Vec<(String, Remote)>>,
     away: Mutex<Option<Duration>>,
+    /// Not known, and so perhaps several.
+    relays: tokio::sync::watch::Sender<u32>,
 }
 
 impl Told {
@@ -29,6 +31,7 @@ impl Told {
         let remote = Remote {
             relay: relay.clone(),
             agent_instance: String::new(),
+            certificate: String::new(),
             since: SystemTime::now(),
         };
         self.elsewhere
@@ -71,7 +74,7 @@ impl Registry for Told {
     }
 
     fn relays(&self) -> tokio::sync::watch::Receiver<u32> {
-        self.own.relays()
+        self.relays.subscribe()
     }
 }
 
@@ -118,8 +121,9 @@ async fn dial_peer(
     dial(&config).await
 }
 
-fn relay_identity(member: &Member, instance: &str) -> RelayIdentity {
-    RelayIdentity::new(member.world.authority.clone(), instance).unwrap()
+async fn relay_identity(member: &Member, instance: &str) -> RelayIdentity {
+    let authority = Arc::new(member.world.authority.clone());
+    RelayIdentity::issue(authority, instance).await.unwrap()
 }
 
 #[tokio::test]
@@ -222,7 +226,7 @@ async fn a_draining_relay_still_takes_lines_from_its_peers() {
 async fn each_door_is_for_its_own_kind() {
     let (one, two) = two().await;
     let user = one.world.user("anna").await;
-    let relay = relay_identity(&one, "forged");
+    let relay = relay_identity(&one, "forged").await;
 
     // A relay's identity at the public door.
     let public = one.world.dial(&relay.current()).await;
@@ -232,7 +236,7 @@ async fn each_door_is_for_its_own_kind() {
     );
 
     // A user at the door for peers: without a relay's certificate, and with a stolen connection.
-    let tls = carrier_client(one.world.authority.roots(), None).unwrap();
+    let tls = carrier_client(one.world.authority.roots(), Trust::default()).unwrap();
     let bare = dial_peer(&two, tls, &user, Role::LocalProxy).await;
     assert!(bare.is_err(), "{bare:?}");
     let tls = peer_client(&relay, "two").unwrap();
@@ -241,7 +245,7 @@ async fn each_door_is_for_its_own_kind() {
 
     // Two names: one in TLS, another in the assertion.
     let tls = peer_client(&relay, "two").unwrap();
-    let other = relay_identity(&one, "other").current();
+    let other = relay_identity(&one, "other").await.current();
     let connection = dial_peer(&two, tls, &other, Role::Relay).await;
     if let Ok(connection) = connection {
         let opened = connection.carrier.open(open("prod").into()).await;
@@ -255,7 +259,7 @@ async fn each_door_is_for_its_own_kind() {
 async fn what_a_relay_forwards_is_checked() {
     let (one, two) = two().await;
     let _agent = two.world.agent(&two.world.cluster("prod").await).await;
-    let relay = relay_identity(&one, "by-hand");
+    let relay = relay_identity(&one, "by-hand").await;
     let tls = peer_client(&relay, "two").unwrap();
     let peer = dial_peer(&two, tls, &relay.current(), Role::Relay)
         .await

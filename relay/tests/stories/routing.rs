@@ -1,17 +1,19 @@
-//! Where lines go, and what is said when they cannot.
+//! Where lines go, and the refusals where they cannot.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use throwline_certs::PeerIdentity;
-use throwline_relay::policy::{Decision, Policy};
+use throwline_policy::{Decision, DenyCode};
+use throwline_relay::policy::Policy;
 use throwline_tunnel::carrier::Connection;
 use throwline_tunnel::message;
 use throwline_tunnel::proto::close::CloseCode;
 use throwline_tunnel::proto::messages::{
-    AgentStatus, ClusterInfo, ClusterList, ListClusters, Open, Refusal, RefusalCode, Role,
-    StreamHeader, StreamKind,
+    AgentStatus, ClusterInfo, ClusterList, Impersonation, ListClusters, Open, Refusal, RefusalCode,
+    Role, StreamHeader, StreamKind,
 };
 use throwline_tunnel::proto::wire::CLUSTER_LIST_CAP;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -64,7 +66,7 @@ async fn a_line_reaches_its_cluster_and_carries_bytes_both_ways() {
     world.end().await;
 }
 
-/// An agent that is not told of a line's end keeps it for a proxy that will not come.
+/// An agent that receives no end of a line keeps it for a proxy that will not come.
 #[tokio::test]
 async fn what_a_proxy_says_before_it_goes_is_passed_on() {
     let world = World::new().await;
@@ -263,7 +265,7 @@ async fn an_agents_own_refusal_reaches_the_user() {
     let proxy = world.proxy(&world.user("anna").await).await;
     let refusal = refused(&proxy, open("prod")).await;
     assert_eq!(refusal.code(), RefusalCode::Limit);
-    assert_eq!(refusal.message, "the agent is busy");
+    assert_eq!(refusal.message, "throwline agent: the agent is busy");
     drop((proxy, agent));
     world.end().await;
 }
@@ -340,15 +342,80 @@ async fn a_malformed_open_is_refused_and_the_carrier_lives() {
     world.end().await;
 }
 
+/// Permits lines in short terms, until it permits no more.
+struct ShortTerms {
+    ends: AtomicBool,
+    decisions: AtomicU32,
+}
+
+#[async_trait]
+impl Policy for ShortTerms {
+    async fn decide(&self, _: &PeerIdentity, _: &str, now: SystemTime) -> Decision {
+        self.decisions.fetch_add(1, Ordering::Relaxed);
+        if self.ends.load(Ordering::Relaxed) {
+            return Decision::deny(DenyCode::Expired, "the grant ended at noon");
+        }
+        Decision::Allow {
+            reason: "a grant".into(),
+            until: Some(now + Duration::from_millis(50)),
+            obligations: Vec::new(),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_line_ends_with_its_permission_and_goes_on_with_an_extended_one() {
+    let policy = Arc::new(ShortTerms {
+        ends: AtomicBool::new(false),
+        decisions: AtomicU32::new(0),
+    });
+    let world = World::with(Setup {
+        policy: Some(policy.clone()),
+        ..Setup::default()
+    })
+    .await;
+    let agent = world.agent(&world.cluster("prod").await).await;
+    let anna = world.proxy(&world.user("anna").await).await;
+    let mut stream = line(&anna, "prod").await;
+    let before = policy.decisions.load(Ordering::Relaxed);
+    eventually("two more decisions", || {
+        policy.decisions.load(Ordering::Relaxed) >= before + 2
+    })
+    .await;
+    stream.write_all(b"still").await.unwrap();
+    stream.flush().await.unwrap();
+    let mut echoed = [0; 5];
+    stream.read_exact(&mut echoed).await.unwrap();
+
+    policy.ends.store(true, Ordering::Relaxed);
+    let mut rest = Vec::new();
+    let end = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut rest)).await;
+    let _ = end.expect("the line ended");
+    let ended = r#"throwline_relay_ended_total{reason="permission-ended",what="line"}"#;
+    world.until_metric(ended, |n| n == 1.0).await;
+    // The refusal of its resumption has the reason.
+    let refusal = refused(&anna, open("prod")).await;
+    assert_eq!(refusal.code(), RefusalCode::NotAllowed);
+    for part in ["prod has ended", "at noon", "ask an administrator"] {
+        assert!(refusal.message.contains(part), "{}", refusal.message);
+    }
+    assert!(!anna.carrier.is_closed() && !agent.carrier.is_closed());
+    drop((stream, anna, agent));
+    world.end().await;
+}
+
 struct OnlyProd;
 
 #[async_trait]
 impl Policy for OnlyProd {
-    async fn decide(&self, user: &PeerIdentity, cluster: &str) -> Decision {
+    async fn decide(&self, user: &PeerIdentity, cluster: &str, _: SystemTime) -> Decision {
         if user.id.name() == "anna" && cluster == "prod" {
-            Decision::Allowed
+            Decision::allow("a test")
         } else {
-            Decision::Refused
+            Decision::deny(
+                DenyCode::NotAllowed,
+                format!("you may not reach the cluster {cluster}"),
+            )
         }
     }
 }
@@ -402,6 +469,7 @@ async fn the_list_tells_how_each_cluster_is_now() {
         agent_version: "0.1.0".into(),
         api_server_reachable: true,
         message: String::new(),
+        impersonation: Impersonation::Constrained.into(),
     };
     let control = agent.tell(status).await;
     eventually("a round trip is measured", || {
@@ -437,5 +505,25 @@ async fn the_list_tells_how_each_cluster_is_now() {
     assert!(down.since_unix_ms.abs_diff(now_ms) < 30_000, "{down:?}");
     assert_eq!(down.kubernetes_version, "v1.36.1");
     drop(proxy);
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_line_that_waits_on_a_dead_carrier_takes_the_one_that_comes() {
+    let world = World::new().await;
+    let prod = world.cluster("prod").await;
+    // It answers nothing, as one whose network has gone before the relay could know.
+    let mut dead = world.dial(&prod).await.unwrap();
+    world
+        .until_metric(r#"throwline_relay_carriers{role="agent"}"#, |n| n == 1.0)
+        .await;
+    let proxy = world.proxy(&world.user("anna").await).await;
+    let carrier = proxy.carrier.clone();
+    let opening = tokio::spawn(async move { carrier.open(open("prod").into()).await });
+    let unanswered = dead.incoming.next().await.unwrap();
+    let agent = world.agent(&prod).await;
+    let (line, reply) = opening.await.unwrap().unwrap();
+    assert_eq!(reply.agent_instance, "echo");
+    drop((line, unanswered, dead, agent, proxy));
     world.end().await;
 }

@@ -19,22 +19,25 @@ use crate::ws::{self, WsDriver, WsIo};
 use super::handle::start;
 use super::{AcceptError, Connection, RelayName, Timing};
 
-/// How a relay takes a carrier on.
+/// How a relay accepts a carrier.
 #[derive(Clone, Debug)]
 pub struct AcceptConfig {
-    /// This relay's name, by which a dialer knows whether it is at another relay already.
+    /// This relay's name, by which a dialer detects that it has a carrier to it already.
     pub instance: String,
-    /// Relays of the set that take lines, this one among them; 0: not told.
+    /// Relays of the set that take lines, this one among them; 0: not sent.
     pub relays: u32,
-    /// `ping_interval` is also asked of the dialer.
+    /// `ping_interval` is also requested of the dialer.
     pub timing: Timing,
+    /// The WebSocket's limits.
     pub ws: ws::Config,
+    /// The multiplexer's limits.
     pub mux: mux::Config,
     /// Streams the dialer may have open at once. Stands above `mux.max_incoming`; 0 leaves it.
     pub max_streams: u32,
 }
 
 impl AcceptConfig {
+    /// The defaults, for the relay of this name.
     pub fn new(instance: impl Into<String>) -> Self {
         Self {
             instance: instance.into(),
@@ -47,9 +50,12 @@ impl AcceptConfig {
     }
 }
 
-/// Takes a carrier on, on a connection whose 101 has been sent. `verify` gets the proof and the
+/// Accepts a carrier on a connection whose 101 has been sent. `verify` gets the proof and the
 /// nonce of the challenge; a proof of another version never reaches it. All within
-/// `timing.handshake`; a dialer that fails is told why and closed.
+/// `timing.handshake`; a dialer that fails receives the reason in the close frame.
+///
+/// # Errors
+/// [`AcceptError`]; the dialer has received the reason where that was possible.
 pub async fn accept<T, V>(
     io: T,
     mut config: AcceptConfig,
@@ -63,6 +69,8 @@ where
     if config.max_streams > 0 {
         config.mux.max_incoming = usize::try_from(config.max_streams).unwrap_or(usize::MAX);
     }
+    // One deadline for the whole exchange: a byte now and then cannot hold a connection that is not
+    // authenticated.
     let within = config.timing.handshake;
     let shaken = handshake(&mut io, &driver, &config, verify);
     let failed = match tokio::time::timeout(within, shaken).await {
@@ -82,7 +90,7 @@ where
             };
             return Ok((connection, proof));
         }
-        // By a goodbye, not by a cut.
+        // By a close frame, not by a lost connection.
         Ok(Err(AcceptError::Lost(_)))
             if matches!(
                 driver.ended(),
@@ -129,6 +137,7 @@ where
     driver.flush().await.map_err(lost)?;
 
     let proof: Proof = message::read(&mut io, HANDSHAKE_CAP).await.map_err(lost)?;
+    // The version first, since `verify` reads the proof by the rules of this one.
     let verdict = judge(&proof).and_then(|()| verify(&proof, &nonce));
     let verdict = match verdict {
         Ok(()) => Verdict::Welcome(Welcome {

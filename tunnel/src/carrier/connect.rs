@@ -37,6 +37,8 @@ async fn race(addrs: Vec<SocketAddr>) -> io::Result<TcpStream> {
     let mut trying = FuturesUnordered::new();
     let mut failed = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     loop {
+        // Happy Eyeballs (RFC 8305 section 5): the next address starts after a failure or a delay,
+        // beside those that still connect.
         match waiting.next() {
             Some(addr) => trying.push(TcpStream::connect(addr)),
             None if trying.is_empty() => return Err(failed),
@@ -57,6 +59,8 @@ fn alternate(addrs: Vec<SocketAddr>) -> Vec<SocketAddr> {
     let Some(first) = addrs.first() else {
         return addrs;
     };
+    // The resolver's first choice (RFC 6724) stays first; behind it the families alternate, so that
+    // a broken one costs one delay (RFC 8305 section 4).
     let v6_first = first.is_ipv6();
     let (like, unlike): (Vec<_>, Vec<_>) = addrs
         .into_iter()

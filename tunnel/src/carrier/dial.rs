@@ -7,11 +7,11 @@ use bytes::Bytes;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::compat::FuturesAsyncReadCompatExt as _;
-use url::Url;
 
 use crate::message;
 use crate::mux::Side;
-use crate::proto::assertion::{Claims, audience};
+use crate::proto::assertion::{Claims, RENEWAL, audience};
+use crate::proto::busy;
 use crate::proto::challenge::transcript;
 use crate::proto::close::{CloseCode, CloseReason};
 use crate::proto::messages::{Challenge, HandshakeReply, Proof, RefusalCode, Verdict, Welcome};
@@ -21,13 +21,20 @@ use crate::ws::{self, WsDriver, WsIo};
 
 use super::handle::start;
 use super::socket::{Socket, secure};
+use super::target::{Target, bad, is_loopback};
+use super::timing::timely;
 use super::{Connection, DialConfig, DialError, RelayName, proxy, upgrade};
 
-/// Dials the relay: resolves its name anew, tries all its addresses, upgrades, proves who we are.
+/// Dials the relay: resolves its name again, tries all its addresses, upgrades, authenticates itself.
+///
+/// # Errors
+/// [`DialError`], which names the component at fault and the remedy.
 pub async fn dial(config: &DialConfig) -> Result<Connection, DialError> {
-    let target = Target::of(config)?;
+    let target = target(config)?;
     let socket = reach(config, &target).await?;
 
+    // Signed only once the connection is there: an assertion lives 60 s, and a proxy or the TLS
+    // handshake may use up a part of it.
     let (aud, assertion) = assert(config)?;
     let within = config.timing.connect;
     let upgraded = upgrade::upgrade(socket, config, &target, &assertion);
@@ -35,7 +42,10 @@ pub async fn dial(config: &DialConfig) -> Result<Connection, DialError> {
     join(socket, early, config, &aud, &assertion).await
 }
 
-/// Dials over a connection that somebody else made and upgraded.
+/// Dials over a connection that the caller has made and upgraded.
+///
+/// # Errors
+/// As [`dial`].
 pub async fn dial_over<T>(io: T, config: &DialConfig) -> Result<Connection, DialError>
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -47,12 +57,13 @@ where
 /// The audience, and the assertion for it.
 fn assert(config: &DialConfig) -> Result<(String, String), DialError> {
     let aud = audience(&config.relay);
-    let claims = Claims::new(
+    let mut claims = Claims::new(
         config.prover.id.as_str(),
         aud.as_str(),
         unix_seconds(),
         new_id(),
     );
+    claims.purpose = config.for_renewal.then(|| RENEWAL.to_owned());
     let assertion = (config.prover.assertion)(&claims).map_err(DialError::Prover)?;
     Ok((aud, assertion))
 }
@@ -73,9 +84,11 @@ where
     match timely(within, "proving this identity", proven).await {
         Ok((welcome, relay)) => Ok(begin(io, driver, config, welcome, relay)),
         Err(error) => {
+            // Each failure ends with a close frame, so that the relay need not wait for its
+            // deadline.
             let (code, reason) = match &error {
                 DialError::Version { .. } => (CloseCode::Version, ""),
-                DialError::Protocol(_) => (CloseCode::Protocol, ""),
+                DialError::Protocol(_) | DialError::Malformed(_) => (CloseCode::Protocol, ""),
                 DialError::Unwanted(_) => (CloseCode::Normal, "another relay is wanted"),
                 _ => (CloseCode::Normal, ""),
             };
@@ -85,76 +98,18 @@ where
     }
 }
 
-/// Where the relay is, from its URL.
-pub(super) struct Target {
-    pub(super) host: String,
-    pub(super) port: u16,
-    pub(super) tls: bool,
-}
-
-impl Target {
-    fn of(config: &DialConfig) -> Result<Self, DialError> {
-        let url = &config.relay;
-        let target = Self::at(url)?;
-        if !target.tls && !is_loopback(url) && !config.allow_plaintext {
-            return Err(bad(url, "http:// is for loopback hosts only; use https://"));
-        }
-        if target.tls && config.tls.is_none() {
-            return Err(bad(url, "https:// needs a TLS configuration"));
-        }
-        Ok(target)
+/// Where the relay of this configuration is, if the configuration allows to dial it.
+fn target(config: &DialConfig) -> Result<Target, DialError> {
+    let url = &config.relay;
+    let target = Target::at(url)?;
+    // Without TLS, the path reads the assertion and the metadata of each line.
+    if !target.tls && !is_loopback(url) && !config.allow_plaintext {
+        return Err(bad(url, "http:// is for loopback hosts only; use https://"));
     }
-
-    pub(super) fn at(url: &Url) -> Result<Self, DialError> {
-        let tls = match url.scheme() {
-            "https" => true,
-            "http" => false,
-            _ => return Err(bad(url, "it must begin with https://")),
-        };
-        if !url.username().is_empty() || url.password().is_some() {
-            return Err(bad(url, "it must not hold a user or password"));
-        }
-        let Some(host) = url.host_str() else {
-            return Err(bad(url, "it has no host"));
-        };
-        let host = host
-            .trim_start_matches('[')
-            .trim_end_matches(']')
-            .to_owned();
-        Ok(Self {
-            host,
-            port: url.port_or_known_default().unwrap_or(443),
-            tls,
-        })
+    if target.tls && config.tls.is_none() {
+        return Err(bad(url, "https:// needs a TLS configuration"));
     }
-
-    pub(super) fn authority(&self) -> String {
-        authority(&self.host, self.port)
-    }
-}
-
-fn bad(url: &Url, why: &'static str) -> DialError {
-    DialError::BadUrl {
-        url: url.to_string(),
-        why,
-    }
-}
-
-/// HOST:PORT, an IPv6 address in brackets.
-pub(super) fn authority(host: &str, port: u16) -> String {
-    match host.contains(':') {
-        true => format!("[{host}]:{port}"),
-        false => format!("{host}:{port}"),
-    }
-}
-
-pub(super) fn is_loopback(url: &Url) -> bool {
-    match url.host() {
-        Some(url::Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
-        Some(url::Host::Ipv4(ip)) => ip.is_loopback(),
-        Some(url::Host::Ipv6(ip)) => ip.is_loopback(),
-        None => false,
-    }
+    Ok(target)
 }
 
 async fn reach(config: &DialConfig, target: &Target) -> Result<Socket, DialError> {
@@ -190,6 +145,16 @@ fn tls_error(host: &str, error: io::Error) -> DialError {
             | Bad::NotValidYet
             | Bad::NotValidYetContext { .. },
         )) => DialError::ServerCertificateExpired { host },
+        // An unassigned alert in place of a ServerHello is a relay without a free handshake slot
+        // (docs/protocol.md, Upgrade). It is not authenticated, and only delays the next dial.
+        Some(rustls::Error::AlertReceived(rustls::AlertDescription::Unknown(code)))
+            if busy::retry_after(*code).is_some() =>
+        {
+            DialError::Busy {
+                host,
+                retry_after: busy::retry_after(*code).unwrap_or(busy::LONGEST),
+            }
+        }
         Some(InvalidCertificate(Bad::NotValidForName | Bad::NotValidForNameContext { .. })) => {
             DialError::WrongHost { host }
         }
@@ -214,14 +179,18 @@ where
     let lost = |error: io::Error| shut(driver.ended(), error);
     let challenge: Challenge = message::read(&mut io, HANDSHAKE_CAP).await.map_err(lost)?;
     let version = common_version(&challenge)?;
+    // The proof is fresh only by this nonce; a short one could repeat.
     if challenge.nonce.len() != 32 {
         return Err(DialError::Protocol("its nonce is not 32 bytes".to_owned()));
     }
     let relay = RelayName::of(&challenge);
+    // Before the proof, so that the relay has registered nothing and replaces no carrier.
     if is_unwanted(&relay, &config.avoid) {
         return Err(DialError::Unwanted(relay.instance));
     }
     let nonce: [u8; 32] = rand::random();
+    // The signature binds nonces, assertion and audience: a captured assertion is of no use without
+    // the key, and a relay cannot use the proof at another.
     let hash = (config.prover.sha256)(assertion.as_bytes());
     let signed = transcript(&challenge.nonce, &nonce, &hash, aud, version);
     let proof = Proof {
@@ -231,10 +200,12 @@ where
         role: config.role.into(),
         instance: config.instance.clone(),
         software: config.software.clone(),
+        shares_identity: config.shares_identity,
     };
     message::write(&mut io, &proof, HANDSHAKE_CAP)
         .await
         .map_err(lost)?;
+    // Writes are corked until a flush; without it both ends would wait.
     driver.flush().await.map_err(lost)?;
     let reply: HandshakeReply = message::read(&mut io, HANDSHAKE_CAP).await.map_err(lost)?;
     match reply.verdict {
@@ -245,6 +216,7 @@ where
                 theirs: format!("{} to {}", challenge.version_min, challenge.version_max),
             },
             RefusalCode::Unauthenticated => DialError::Unauthenticated,
+            RefusalCode::Revoked => DialError::Revoked,
             _ => DialError::Refused(refusal),
         }),
         None => Err(DialError::Protocol(
@@ -260,6 +232,7 @@ fn is_unwanted(relay: &RelayName, avoid: &[String]) -> bool {
 }
 
 fn common_version(challenge: &Challenge) -> Result<u32, DialError> {
+    // The highest of both; the relay checks the chosen one again in the proof.
     let version = challenge.version_max.min(VERSION);
     if version < VERSION_MIN || version < challenge.version_min {
         return Err(DialError::Version {
@@ -270,19 +243,23 @@ fn common_version(challenge: &Challenge) -> Result<u32, DialError> {
     Ok(version)
 }
 
-/// What a close frame says is clearer than the end of bytes that it caused.
+/// The reason in a close frame is clearer than the end of bytes that it caused.
 fn shut(ended: Option<CloseReason>, error: io::Error) -> DialError {
     match ended {
         Some(CloseReason {
-            code: CloseCode::Unauthenticated | CloseCode::Revoked,
+            code: CloseCode::Unauthenticated,
             ..
         }) => DialError::Unauthenticated,
+        Some(CloseReason {
+            code: CloseCode::Revoked,
+            ..
+        }) => DialError::Revoked,
         Some(CloseReason {
             code: CloseCode::Abnormal,
             ..
         })
         | None => match error.kind() {
-            io::ErrorKind::InvalidData => DialError::Protocol(error.to_string()),
+            io::ErrorKind::InvalidData => DialError::Malformed(error),
             _ => DialError::Lost(error),
         },
         Some(reason) => DialError::Protocol(reason.to_string()),
@@ -301,13 +278,14 @@ where
 {
     let (mut timing, mut mux) = (config.timing.clone(), config.mux.clone());
     if welcome.ping_interval_ms > 0 {
-        // Asked for by a relay that knows what stands in front of it. Not below a tenth of a
-        // second, whatever it asks.
-        let asked = Duration::from_millis(u64::from(welcome.ping_interval_ms));
+        // The relay is configured for the balancer in front of it. At least a tenth of a second,
+        // against a relay that would have us ping without pause.
+        let requested = Duration::from_millis(u64::from(welcome.ping_interval_ms));
         timing.ping_interval = timing
             .ping_interval
-            .min(asked.max(Duration::from_millis(100)));
+            .min(requested.max(Duration::from_millis(100)));
     }
+    // A stream beyond the relay's limit would only be refused, one round trip later.
     if welcome.max_streams > 0 {
         let granted = usize::try_from(welcome.max_streams).unwrap_or(usize::MAX);
         mux.max_streams = mux.max_streams.min(granted);
@@ -319,20 +297,6 @@ where
         incoming,
         welcome,
         relay,
-    }
-}
-
-pub(super) async fn timely<T>(
-    within: Duration,
-    phase: &'static str,
-    step: impl Future<Output = Result<T, DialError>>,
-) -> Result<T, DialError> {
-    match tokio::time::timeout(within, step).await {
-        Ok(result) => result,
-        Err(_) => Err(DialError::Timeout {
-            phase,
-            after: within,
-        }),
     }
 }
 

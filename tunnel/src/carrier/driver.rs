@@ -1,5 +1,5 @@
 //! The one task of a carrier: moves bytes between WebSocket, multiplexer and streams, pings,
-//! notices death, says goodbye.
+//! detects a dead link, sends the close frame.
 //!
 //! **Invariant:** it never awaits a stream. What has to be awaited (headers of new streams,
 //! streams that were dropped half-closed) is polled alongside and has a deadline.
@@ -16,24 +16,25 @@ use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt as _, StreamExt as _};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, Sleep};
 
 use crate::message;
-use crate::mux::{Linger, Mux, Raw, Stream};
+use crate::mux::{Linger, Mux, Raw, Stream, StreamPermit};
 use crate::proto::close::{CloseCode, CloseReason, ClosedBy};
 use crate::proto::liveness::{self, Action, Liveness};
 use crate::proto::messages::{Refusal, RefusalCode, StreamHeader, StreamReply};
 use crate::proto::wire::HEADER_CAP;
 use crate::ws::WsDriver;
 
-use super::Timing;
-use super::handle::{IncomingStream, Shared};
-use super::patience::Patience;
+use super::flush_policy::FlushCoalescer;
+use super::incoming::IncomingStream;
+use super::shared::Shared;
+use super::timing::Timing;
 
-/// What handles ask of the driver.
+/// Requests of the handles to the driver.
 pub(super) enum Command {
-    Open(oneshot::Sender<Stream>, OwnedSemaphorePermit),
+    Open(oneshot::Sender<Stream>, StreamPermit),
     Close(CloseCode, String),
 }
 
@@ -45,10 +46,10 @@ pub(super) struct Driver<T> {
     commands: mpsc::UnboundedReceiver<Command>,
     /// No handle is left that could open a stream.
     abandoned: bool,
-    /// What streams have said by now is still to be sent.
+    /// What streams have written by now is still to be sent.
     closing: Option<CloseReason>,
     /// Bounded by the permits they hold.
-    opening: VecDeque<(oneshot::Sender<Stream>, OwnedSemaphorePermit)>,
+    opening: VecDeque<(oneshot::Sender<Stream>, StreamPermit)>,
     // Boxed: a channel has room for 32 from its beginning, on each of thousands of idle carriers.
     incoming: mpsc::UnboundedSender<Box<IncomingStream>>,
     linger: mpsc::UnboundedSender<Box<Linger>>,
@@ -63,7 +64,7 @@ pub(super) struct Driver<T> {
     ping: Option<(u64, Instant)>,
     pings: u64,
     timer: Pin<Box<Sleep>>,
-    patience: Patience,
+    flush_policy: FlushCoalescer,
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Driver<T> {
@@ -103,7 +104,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Driver<T> {
             pings: 0,
             timer: Box::pin(tokio::time::sleep_until(now)),
             timing,
-            patience: Patience::default(),
+            flush_policy: FlushCoalescer::default(),
         }
     }
 
@@ -115,6 +116,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Driver<T> {
             Err(_) => CloseReason::new(ClosedBy::Us, CloseCode::Internal, "the driver panicked"),
         };
         tracing::debug!(carrier = self.shared.id(), %reason, "carrier ended");
+        // Published before the streams fail, so that their users find this reason behind the broken
+        // stream.
         self.shared.finish(reason.clone());
         let Self {
             ws, mux, timing, ..
@@ -134,6 +137,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Driver<T> {
             if let Poll::Ready(reason) = self.poll_commands(cx) {
                 return Poll::Ready(reason);
             }
+            // Polled before a requested close takes effect: the same call writes the streams'
+            // frames, and what was written before the close still leaves.
             let inbound = self.mux.poll_inbound(cx);
             if let Some(reason) = self.closing.take() {
                 self.mux.inject(&self.ws);
@@ -148,6 +153,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Driver<T> {
                 Poll::Ready(None) => return Poll::Ready(self.lost(None)),
                 Poll::Pending => {}
             }
+            // yamux answers a violation with GOAWAY only; the close code names the side at fault.
             if self.mux.gave_up() {
                 let why = "the peer broke the multiplexer's protocol";
                 let reason = CloseReason::new(ClosedBy::Us, CloseCode::Protocol, why);
@@ -156,8 +162,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Driver<T> {
             if self.poll_tasks(cx) {
                 continue;
             }
+            // Behind what yamux has written, and before the flush, which takes both.
             self.mux.inject(&self.ws);
-            if self.patience.waits(self.ws.corked()) {
+            // Tasks that are ready write first and share the message and the system call
+            // (docs/adr/0009).
+            if self.flush_policy.should_wait(self.ws.corked()) {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
@@ -167,11 +176,13 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Driver<T> {
                 Poll::Ready(Err(error)) => return Poll::Ready(self.lost(Some(error))),
                 Poll::Ready(Ok(())) | Poll::Pending => {}
             }
+            // After the flush: write stalls are measured on what the network took.
             match self.poll_timers(cx) {
                 Poll::Ready(Some(reason)) => return Poll::Ready(reason),
                 Poll::Ready(None) => continue,
                 Poll::Pending => {}
             }
+            // Streams outlive the handles: the carrier lasts until the last of both has ended.
             if self.abandoned && self.incoming.is_closed() && self.shared.streams() == 0 {
                 let reason = CloseReason::new(ClosedBy::Us, CloseCode::Normal, "");
                 return Poll::Ready(reason);
@@ -194,13 +205,16 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Driver<T> {
                 Poll::Pending => break,
             }
         }
+        // In order: yamux bounds the streams that the peer has not acknowledged, and a later
+        // request must not take the place of an earlier one.
         while let Some((reply, permit)) = self.opening.pop_front() {
+            // The requester has timed out; a stream opened for it would only be reset.
             if reply.is_closed() {
                 continue;
             }
             match self.mux.poll_open(cx) {
                 Poll::Ready(Ok(raw)) => {
-                    // If the asker has gone, dropping the stream resets it.
+                    // If the requester is gone, dropping the stream resets it.
                     let _ = reply.send(raw.into_stream(permit, self.linger.clone()));
                 }
                 Poll::Ready(Err(error)) => return Poll::Ready(self.lost(Some(error))),
@@ -234,7 +248,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Driver<T> {
         }
         while let Poll::Ready(Some(stream)) = self.reading.poll_next_unpin(cx) {
             if let Some(stream) = stream {
-                // If nobody takes streams, dropping it resets it.
+                // Without a receiver of streams, dropping it resets it.
                 let _ = self.incoming.send(Box::new(stream));
             }
             moved = true;
@@ -252,6 +266,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Driver<T> {
     fn poll_timers(&mut self, cx: &mut Context<'_>) -> Poll<Option<CloseReason>> {
         let now = Instant::now();
         let received = self.ws.received();
+        // Any byte proves life: a pong may be queued behind bulk.
         if received != self.received {
             self.received = received;
             self.liveness.on_bytes(now.into_std());
@@ -261,6 +276,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Driver<T> {
             self.on_pong(&payload, now);
         }
         let written = self.ws.written();
+        // TCP reports a dead path only after minutes of retransmission; bytes that wait and do not
+        // move are the earlier sign.
         if !self.ws.is_unflushed() {
             self.stalled_since = None;
         } else if written != self.written || self.stalled_since.is_none() {
@@ -277,7 +294,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Driver<T> {
         }
         match self.liveness.on_timer(now.into_std()) {
             Action::Dead => {
-                let why = "nothing was heard for too long";
+                let why = "nothing was received for too long";
                 let reason = CloseReason::new(ClosedBy::Us, CloseCode::Timeout, why);
                 return Poll::Ready(Some(reason));
             }
@@ -311,6 +328,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Driver<T> {
     }
 
     fn on_pong(&mut self, payload: &[u8], now: Instant) {
+        // RFC 6455 section 5.5.3 allows unsolicited pongs, and one pong for several pings: only the
+        // answer to the newest ping is timed.
         if let Some((number, sent)) = self.ping
             && payload == number.to_be_bytes()
         {
@@ -319,7 +338,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Driver<T> {
         }
     }
 
-    /// The WebSocket's own reason comes before what the multiplexer made of it.
+    /// The WebSocket's own reason takes precedence over the multiplexer's error.
     fn lost(&self, error: Option<std::io::Error>) -> CloseReason {
         if let Some(reason) = self.ws.ended() {
             return reason;
@@ -331,7 +350,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Driver<T> {
             Some(error) => {
                 CloseReason::new(ClosedBy::Network, CloseCode::Abnormal, error.to_string())
             }
-            // yamux gave up on the peer, or the peer's on us.
+            // One of the two multiplexers found the other at fault.
             None => CloseReason::new(ClosedBy::Us, CloseCode::Protocol, "the multiplexer ended"),
         }
     }

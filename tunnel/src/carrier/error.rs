@@ -1,88 +1,174 @@
-//! What can go wrong with a carrier. Each sentence says whose fault it is and what to do.
+//! What can go wrong with a carrier. Each text names the component at fault and the remedy.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::proto::close::CloseReason;
 use crate::proto::messages::Refusal;
 use crate::proto::wire::WireError;
 
-use super::{BoxError, ProxyFault};
+use super::ProxyFault;
 
-/// Why a relay could not be reached, or would not have us.
+/// Any error, for callers' callbacks.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Why a relay could not be reached, or rejected the carrier.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DialError {
     /// The configuration's fault.
     #[error("the relay URL {url} cannot be used: {why}")]
-    BadUrl { url: String, why: &'static str },
+    BadUrl {
+        /// The URL.
+        url: String,
+        /// The reason, as text.
+        why: &'static str,
+    },
+    /// The relay's name does not resolve.
     #[error(
         "cannot find the address of {host}: {source}; check the relay's name and this machine's DNS"
     )]
-    Resolve { host: String, source: io::Error },
+    Resolve {
+        /// The host that was dialled.
+        host: String,
+        /// The cause.
+        source: io::Error,
+    },
     /// Of all addresses tried, the last one's error.
     #[error(
         "cannot connect to {host}: {source}; check that the relay runs and that outbound connections to it are allowed"
     )]
-    Connect { host: String, source: io::Error },
+    Connect {
+        /// The host that was dialled.
+        host: String,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The TLS handshake failed for another reason.
     #[error(
         "the TLS handshake with {host} failed: {source}; check that this is a relay and that nothing in between ends TLS"
     )]
-    Tls { host: String, source: io::Error },
-    /// What is on the way ends TLS and is not known, as a rule; also a relay set up anew.
+    Tls {
+        /// The host that was dialled.
+        host: String,
+        /// The cause.
+        source: io::Error,
+    },
+    /// Before TLS: too many connect at once.
     #[error(
-        "the certificate shown for {host} is of an issuer that is unknown here: something in between may end TLS (a proxy that inspects it? a load balancer?); give the CA of that with --ca-file, if it is one of yours"
+        "the relay at {host} is busy with other connections; it asks to come back in {} s",
+        .retry_after.as_secs()
     )]
-    UnknownIssuer { host: String },
+    Busy {
+        /// The host that was dialled.
+        host: String,
+        /// How long to wait before the next attempt.
+        retry_after: Duration,
+    },
+    /// As a rule an unknown intermediary terminates TLS; also a relay that was set up again.
+    #[error(
+        "the certificate shown for {host} is not of the authority that this side is enrolled with: something in between may end TLS (a proxy that inspects it? a load balancer?); if it is one of yours, give its CA with --ca-file, or --system-ca if its certificate is a public one"
+    )]
+    UnknownIssuer {
+        /// The host that was dialled.
+        host: String,
+    },
+    /// The relay's certificate has expired, or a clock is wrong.
     #[error(
         "the certificate of {host} has expired or is not valid yet; renew it, or check this machine's clock"
     )]
-    ServerCertificateExpired { host: String },
+    ServerCertificateExpired {
+        /// The host that was dialled.
+        host: String,
+    },
     /// The way out, before any relay.
     #[error("the proxy {proxy} {fault}")]
     Proxy {
         /// HOST:PORT, without user and password.
         proxy: String,
+        /// What is wrong.
         #[source]
         fault: ProxyFault,
     },
+    /// The certificate is for another name.
     #[error("the certificate presented is not for {host}; check the relay URL")]
-    WrongHost { host: String },
-    /// An answer that is not a relay's, or a relay's that has no variant of its own.
+    WrongHost {
+        /// The host that was dialled.
+        host: String,
+    },
+    /// An answer that is not a relay's, or a relay's without a variant here.
     #[error("the relay answered {status}{}{}", Detail(.message), RetryIn(.retry_after))]
     Http {
+        /// The HTTP status.
         status: u16,
+        /// The code.
         code: String,
+        /// The text of the answer.
         message: String,
+        /// How long to wait before the next attempt.
         retry_after: Option<Duration>,
     },
+    /// The answer is not a relay's.
     #[error(
         "{host} answered, but not as a Throwline relay ({why}); check the relay URL, and that what stands in front of it passes WebSocket upgrades"
     )]
-    NotARelay { host: String, why: String },
-    #[error("the relay did not accept this identity; enrol again, or ask whether it was revoked")]
+    NotARelay {
+        /// The host that was dialled.
+        host: String,
+        /// The reason.
+        #[source]
+        why: BoxError,
+    },
+    /// The relay does not accept the identity.
+    #[error("the relay did not accept this identity; enrol again with a new token")]
     Unauthenticated,
-    /// The relay's words, which name its time.
+    /// The identity was revoked.
+    #[error("this identity was revoked; enrol again with a new token")]
+    Revoked,
+    /// The clocks differ too much; the relay's text contains its time.
     #[error("this machine's clock and the relay's differ: {message}; set the clock")]
-    ClockSkew { message: String },
+    ClockSkew {
+        /// The text of the answer.
+        message: String,
+    },
+    /// The identity's certificate has expired.
     #[error("this identity's certificate has expired: {message}; enrol again")]
-    CertificateExpired { message: String },
+    CertificateExpired {
+        /// The text of the answer.
+        message: String,
+    },
+    /// No common protocol version.
     #[error(
         "this build speaks protocol version {ours}, the relay {theirs}; update the older of the two"
     )]
-    Version { ours: String, theirs: String },
+    Version {
+        /// The versions of this end.
+        ours: String,
+        /// The peer's version.
+        theirs: String,
+    },
+    /// The relay refused the carrier.
     #[error("the relay refused the connection: {0}")]
     Refused(Refusal),
+    /// A step did not end within its limit.
     #[error("no answer within {after:?} while {phase}; check the network and the relay")]
     Timeout {
+        /// The step that was not finished.
         phase: &'static str,
+        /// The time limit.
         after: Duration,
     },
     /// Our own fault: keys or files.
     #[error("cannot prove this identity: {0}")]
     Prover(#[source] BoxError),
+    /// The relay broke the protocol.
     #[error("the relay broke the protocol during the handshake: {0}")]
     Protocol(String),
+    /// A message of the relay cannot be decoded.
+    #[error("the relay broke the protocol during the handshake: {0}")]
+    Malformed(#[source] io::Error),
+    /// The connection failed during the handshake.
     #[error("the connection was lost during the handshake: {0}")]
     Lost(#[source] io::Error),
     /// By [`super::DialConfig::avoid`].
@@ -91,10 +177,11 @@ pub enum DialError {
 }
 
 impl DialError {
-    /// How long the relay asked to be left alone.
+    /// The wait that the relay requested.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Http { retry_after, .. } => *retry_after,
+            Self::Busy { retry_after, .. } => Some(*retry_after),
             Self::Refused(refusal) if refusal.retry_after_ms > 0 => {
                 Some(Duration::from_millis(refusal.retry_after_ms))
             }
@@ -108,12 +195,16 @@ impl DialError {
         match self {
             Self::BadUrl { .. }
             | Self::Unauthenticated
+            | Self::Revoked
             | Self::CertificateExpired { .. }
             | Self::Version { .. } => false,
             Self::Proxy { fault, .. } => fault.is_transient(),
             Self::Refused(refusal) => !matches!(
                 refusal.code(),
-                RefusalCode::Version | RefusalCode::Unauthenticated | RefusalCode::NotAllowed
+                RefusalCode::Version
+                    | RefusalCode::Unauthenticated
+                    | RefusalCode::NotAllowed
+                    | RefusalCode::Revoked
             ),
             _ => true,
         }
@@ -146,17 +237,20 @@ impl std::fmt::Display for RetryIn<'_> {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AcceptError {
+    /// The handshake did not end within this time.
     #[error("the dialer did not prove itself within {0:?}")]
     Timeout(Duration),
     /// By the verifier, or for the version.
     #[error("the dialer was refused: {0}")]
     Refused(Refusal),
+    /// A message that cannot be decoded.
     #[error("the dialer broke the protocol during the handshake: {0}")]
     Protocol(#[from] WireError),
+    /// The connection failed.
     #[error("the connection was lost during the handshake: {0}")]
     Lost(#[source] io::Error),
-    /// It has seen which relay this is and wants another; see [`super::DialConfig::avoid`].
-    #[error("the dialer wants another relay")]
+    /// The dialer avoids this relay; see [`super::DialConfig::avoid`].
+    #[error("the dialer declined this relay")]
     Declined,
 }
 
@@ -164,16 +258,19 @@ pub enum AcceptError {
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum OpenError {
+    /// The peer refused the stream.
     #[error("{0}")]
     Refused(Refusal),
+    /// The carrier has ended.
     #[error("{0}")]
     CarrierLost(CloseReason),
     /// Ours: nothing was sent.
     #[error("too many streams are open on this carrier")]
     Limit,
+    /// The peer did not answer within this time.
     #[error("no answer to the opened stream within {0:?}")]
     Timeout(Duration),
-    /// The peer ended the stream, or answered nonsense, instead of replying.
+    /// The peer ended the stream, or sent an invalid reply.
     #[error("the stream was not answered: {0}")]
-    Unanswered(String),
+    Unanswered(#[source] Arc<io::Error>),
 }

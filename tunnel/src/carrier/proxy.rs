@@ -5,6 +5,7 @@ mod tunnel;
 
 use std::ffi::OsString;
 use std::fmt;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,11 +16,14 @@ use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use url::Url;
 
-use super::dial::{Target, is_loopback};
 use super::socket::{Socket, secure};
-use super::{DialError, SOFTWARE, Timing, connect};
+use super::target::{self, Target, is_loopback};
+use super::{DialError, Timing, connect, timing};
 
 pub use error::{BadProxy, ProxyFault};
+
+/// What this build is called by default.
+pub(super) const SOFTWARE: &str = concat!("throwline/", env!("CARGO_PKG_VERSION"));
 
 /// The variables that name a proxy for `https://`, the first that is set counts (as in Go, and
 /// so in kubectl). There is none for `http://`: a relay of that kind is on loopback.
@@ -52,7 +56,7 @@ impl Proxies {
     /// `https://` for a proxy that speaks TLS. User and password are percent-encoded.
     ///
     /// # Errors
-    /// The URL cannot be used; `origin` says in the error where it came from.
+    /// The URL cannot be used; the error shows `origin`, the variable or flag that held it.
     pub fn always(url: &str, origin: &'static str) -> Result<Self, BadProxy> {
         Ok(Self {
             through: Some(Through {
@@ -131,7 +135,7 @@ impl Proxies {
         let uri = format!("{}://{host}", relay.scheme()).parse::<Uri>();
         let uri = uri.map_err(|_| DialError::BadUrl {
             url: relay.to_string(),
-            why: "its host cannot be told to a proxy",
+            why: "its host cannot be sent to a proxy",
         })?;
         Ok(matcher.build().intercept(&uri).as_ref().map(Proxy::from))
     }
@@ -152,6 +156,9 @@ impl fmt::Debug for Proxies {
 /// with a proxy, its TLS and its answer may take [`Timing::connect`]'s default each.
 ///
 /// Through a proxy, the relay's name is resolved there and not here.
+///
+/// # Errors
+/// [`ProxyFault`], which names the remedy.
 pub async fn reach(
     relay: &Url,
     proxies: &Proxies,
@@ -170,7 +177,7 @@ pub(super) async fn connected(
 ) -> Result<Socket, DialError> {
     let Some(proxy) = proxies.way(relay)? else {
         let connecting = connect::connect(&target.host, target.port);
-        let tcp = super::dial::timely(within, "connecting", connecting).await?;
+        let tcp = timing::timely(within, "connecting", connecting).await?;
         return Ok(Socket::Plain(tcp));
     };
     let tls = proxies.tls.clone();
@@ -208,7 +215,7 @@ impl From<&Intercept> for Proxy {
 impl Proxy {
     /// For people; without the credentials.
     fn at(&self) -> String {
-        super::dial::authority(&self.host, self.port)
+        target::authority(&self.host, self.port)
     }
 
     async fn lead_to(
@@ -220,7 +227,7 @@ impl Proxy {
     ) -> Result<Socket, ProxyFault> {
         let connecting = async {
             let tcp = connect::connect(&self.host, self.port).await;
-            tcp.map_err(ProxyFault::from_connecting)
+            tcp.map_err(unconnected)
         };
         let mut socket = Socket::Plain(timely(within, "connecting to it", connecting).await?);
         if self.over_tls {
@@ -235,6 +242,15 @@ impl Proxy {
         }
         let asking = tunnel::ask(socket, authority, self.credentials.as_ref(), software);
         timely(within, "waiting for its answer", asking).await
+    }
+}
+
+/// What a failed connection means, when it was to the proxy.
+fn unconnected(error: DialError) -> ProxyFault {
+    match error {
+        DialError::Resolve { source, .. } => ProxyFault::Resolve(source),
+        DialError::Connect { source, .. } => ProxyFault::Connect(source),
+        other => ProxyFault::Connect(io::Error::other(other)),
     }
 }
 
@@ -258,9 +274,10 @@ fn checked(url: &str, origin: &'static str) -> Result<String, BadProxy> {
     let bad = |why| BadProxy::new(origin, why);
     let url = url.trim();
     // As curl and Go read it.
-    let whole = match url.contains("://") {
-        true => url.to_owned(),
-        false => format!("http://{url}"),
+    let whole = if url.contains("://") {
+        url.to_owned()
+    } else {
+        format!("http://{url}")
     };
     let parsed = Url::parse(&whole).map_err(|error| {
         let why = match error {
@@ -302,7 +319,7 @@ fn checked(url: &str, origin: &'static str) -> Result<String, BadProxy> {
     let username = percent_decode_str(parsed.username());
     if username.into_iter().any(|byte| byte == b':') {
         // RFC 7617 section 2: the first colon ends the user.
-        return Err(bad("a user with a colon in it cannot be told to a proxy"));
+        return Err(bad("a user name with a colon cannot be sent to a proxy"));
     }
     match intercept(parsed.as_str()) {
         Some(_) => Ok(parsed.into()),
@@ -324,7 +341,7 @@ fn intercept(proxy: &str) -> Option<Intercept> {
     Matcher::builder().all(proxy).build().intercept(&anywhere)
 }
 
-/// `NO_PROXY` as the matcher knows it, which lacks two things that Go's has: an entry for one
+/// `NO_PROXY` as the matcher accepts it, which lacks two things that Go's has: an entry for one
 /// port (`host:8443`) and `*.` before a domain.
 fn for_matcher(exceptions: &str, port: Option<u16>) -> String {
     let entries = exceptions.split(',').map(str::trim);

@@ -11,14 +11,14 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use crate::http1::Rewound;
+use crate::PrefixedIo;
 use crate::read_ahead::ReadAhead;
 
 pub(super) enum Socket {
     Plain(TcpStream),
     Tls(Box<TlsStream<ReadAhead<Socket>>>),
     /// Through a proxy, which may have sent the far end's first bytes with its own.
-    Tunnel(Box<Rewound<Socket>>),
+    Tunnel(Box<PrefixedIo<Socket>>),
 }
 
 /// Speaks TLS on it, and HTTP/1.1 in there: upgrades and CONNECT exist in this version only.

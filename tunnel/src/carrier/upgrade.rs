@@ -10,15 +10,16 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 
-use crate::proto::{CARRIER_PATH, SUBPROTOCOL};
+use crate::proto::{CARRIER_PATH, SUBPROTOCOL, origin};
 use crate::ws;
 
-use super::dial::Target;
 use super::socket::Socket;
-use super::{DialConfig, DialError};
+use super::target::Target;
+use super::{BoxError, DialConfig, DialError};
 
-/// All headers of the upgrade together: what stands in between often allows 8 KiB.
-const MAX_HEADERS: usize = 4096;
+/// All headers of the upgrade together: what stands in between often allows 8 KiB. An assertion by the
+/// largest certificate of a user (64 groups, a long name) has about 6 KiB.
+const MAX_HEADERS: usize = 7 * 1024;
 
 /// Longest answer other than 101 that is read.
 const MAX_BODY: usize = 16 * 1024;
@@ -30,26 +31,29 @@ pub(super) async fn upgrade(
     target: &Target,
     assertion: &str,
 ) -> Result<(Socket, Bytes), DialError> {
-    let not_a_relay = |why: String| DialError::NotARelay {
+    let not_a_relay = |why: BoxError| DialError::NotARelay {
         host: target.host.clone(),
         why,
     };
     let key = ws::new_key();
     let request = request(config, &key, assertion)?;
     let handshake = http1::handshake(TokioIo::new(socket)).await;
-    let (mut sender, connection) = handshake.map_err(|error| not_a_relay(error.to_string()))?;
+    let (mut sender, connection) = handshake.map_err(|error| not_a_relay(error.into()))?;
+    // The connection is driven by a task, which would keep the socket when a deadline drops this
+    // future.
     let connection = AbortOnDrop(tokio::spawn(connection.with_upgrades()));
     let answered = sender.send_request(request).await;
-    let response = answered.map_err(|error| not_a_relay(error.to_string()))?;
+    let response = answered.map_err(|error| not_a_relay(error.into()))?;
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         return Err(refused(response, target).await);
     }
-    check(response.headers(), &key).map_err(|why| not_a_relay(why.to_owned()))?;
+    check(response.headers(), &key).map_err(|why| not_a_relay(why.into()))?;
     let upgraded = hyper::upgrade::on(response).await;
-    let upgraded = upgraded.map_err(|error| not_a_relay(error.to_string()))?;
+    let upgraded = upgraded.map_err(|error| not_a_relay(error.into()))?;
     drop(connection);
     let parts = upgraded.downcast::<TokioIo<Socket>>();
     let parts = parts.map_err(|_| not_a_relay("the upgrade gave a foreign connection".into()))?;
+    // The relay's Challenge may have arrived together with the 101.
     Ok((parts.io.into_inner(), parts.read_buf))
 }
 
@@ -107,10 +111,13 @@ fn check(headers: &HeaderMap, key: &str) -> Result<(), &'static str> {
     if !is(header::UPGRADE, "websocket") {
         return Err("its upgrade is not to a WebSocket");
     }
+    // Shows that a WebSocket server has answered this request, not a cache (RFC 6455 section 1.3).
     let accept = headers.get(header::SEC_WEBSOCKET_ACCEPT);
     if accept.map(|value| value.as_bytes()) != Some(ws::accept_key(key.as_bytes()).as_bytes()) {
         return Err("its answer is not to this handshake");
     }
+    // RFC 6455 section 4.1 requires this check; after permessage-deflate each message would be
+    // misread.
     if headers.contains_key(header::SEC_WEBSOCKET_EXTENSIONS) {
         return Err("it chose an extension that was not offered");
     }
@@ -139,24 +146,29 @@ async fn refused(response: Response<Incoming>, target: &Target) -> DialError {
         .map(http_body_util::Collected::to_bytes)
         .unwrap_or_default();
     let parsed = serde_json::from_slice::<Body>(&bytes).ok();
+    // Balancers and captive portals answer with pages; only JSON is taken for a relay's answer.
     let known = parsed.is_some();
     let Body {
         code,
         message,
         versions,
     } = parsed.unwrap_or_default();
+    // Each error below names the relay itself.
+    let message = origin::without(&message).to_owned();
     let status = head.status;
     match (status, code.as_str()) {
         (StatusCode::UNAUTHORIZED, "clock-skew") => DialError::ClockSkew { message },
         (StatusCode::UNAUTHORIZED, "certificate-expired") => {
             DialError::CertificateExpired { message }
         }
+        (StatusCode::UNAUTHORIZED, "revoked") => DialError::Revoked,
         (StatusCode::UNAUTHORIZED, "unauthenticated") => DialError::Unauthenticated,
         (StatusCode::UPGRADE_REQUIRED, _) if known => DialError::Version {
             ours: SUBPROTOCOL.to_owned(),
-            theirs: match versions.is_empty() {
-                true => message,
-                false => versions.join(", "),
+            theirs: if versions.is_empty() {
+                message
+            } else {
+                versions.join(", ")
             },
         },
         _ if known || status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error() => {
@@ -169,7 +181,7 @@ async fn refused(response: Response<Incoming>, target: &Target) -> DialError {
         }
         _ => DialError::NotARelay {
             host: target.host.clone(),
-            why: format!("status {status}"),
+            why: format!("status {status}").into(),
         },
     }
 }

@@ -1,4 +1,4 @@
-//! The first words on a stream: HELLO for a new line, RESUME for one that lost its stream.
+//! The first frames on a stream: HELLO for a new line, RESUME for one that lost its stream.
 
 use std::time::Duration;
 
@@ -7,12 +7,13 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
 use crate::proto::line::resume::ID_LEN;
 use crate::proto::line::{
-    self as frames, HEADER_LEN, Header, MOST_WINDOW, ResetCode, VERSION, Violation, kind,
+    self as frames, HEADER_LEN, Header, MAX_WINDOW, ResetCode, VERSION, Violation, kind,
 };
 use crate::proto::messages::{LineHello, LineHelloReply, LineResume};
 
-use super::error::lost;
-use super::{HANDSHAKE, Line, LineError};
+use super::error::{HANDSHAKE, lost};
+use super::state::Terms;
+use super::{Line, LineBudgets, LineError};
 
 /// Smallest window that a peer may announce: below, it could make us send a frame a byte.
 const MIN_WINDOW: u32 = 16 * 1024;
@@ -25,7 +26,7 @@ impl LineHello {
             version: VERSION,
             line_id: line_id.to_vec(),
             epoch: 0,
-            window: MOST_WINDOW,
+            window: MAX_WINDOW,
             detached_ms: millis(detached),
         }
     }
@@ -37,16 +38,17 @@ fn millis(duration: Duration) -> u32 {
 
 /// What a stream that was opened for a line is for.
 pub enum Accepted<S: AsyncRead + AsyncWrite + Unpin> {
+    /// A new line.
     New(Line<S>),
-    /// A line that may be here; [`super::Handle::resumed`] on it, or [`Asked::gone`].
-    Resume(Asked<S>),
+    /// A line that may be here; [`super::Handle::accept_resume`] on it, or [`ResumeRequest::reject`].
+    Resume(ResumeRequest<S>),
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Accepted<S> {
-    /// For whoever keeps no lines.
+    /// For a component that keeps no lines to resume.
     ///
     /// # Errors
-    /// It is an old one that is wanted.
+    /// The peer has sent a RESUME.
     pub fn into_new(self) -> Result<Line<S>, LineError> {
         match self {
             Self::New(line) => Ok(line),
@@ -57,37 +59,45 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Accepted<S> {
 
 /// A RESUME, and the stream that it came on.
 #[derive(Debug)]
-pub struct Asked<S> {
+pub struct ResumeRequest<S> {
     pub(super) message: LineResume,
     pub(super) epoch: u64,
     pub(super) stream: S,
 }
 
-impl<S> Asked<S> {
-    /// Whose line is wanted; 16 bytes, not yet proven.
+impl<S> ResumeRequest<S> {
+    /// Id of the line to be resumed; 16 bytes, not yet verified.
     pub fn line_id(&self) -> &[u8] {
         &self.message.line_id
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Asked<S> {
-    /// Says that there is no such line. What is wrong with a line that there is, is not said.
-    pub async fn gone(mut self) {
+impl<S: AsyncRead + AsyncWrite + Unpin> ResumeRequest<S> {
+    /// Answers that there is no such line. The answer is the same when there is one that may not be
+    /// resumed.
+    pub async fn reject(mut self) {
         let mut out = BytesMut::new();
         frames::put_gone(&mut out, ResetCode::Unknown, "");
-        let said = async {
+        let answer = async {
             self.stream.write_all(&out).await?;
             self.stream.flush().await?;
-            // Half-closed, so that it is read before the stream goes.
+            // Half-closed, so that the answer is read before the stream is reset.
             self.stream.shutdown().await
         };
-        // Best effort: without the word, the asker finds out by its deadline.
-        let _ = tokio::time::timeout(HANDSHAKE, said).await;
+        // Best effort: without the answer, the peer runs into its deadline.
+        let _ = tokio::time::timeout(HANDSHAKE, answer).await;
     }
 }
 
 /// Opens a line as the local proxy.
-pub async fn connect<S>(mut stream: S, hello: LineHello) -> Result<Line<S>, LineError>
+///
+/// # Errors
+/// The stream fails, or the peer breaks the protocol, has another version or does not answer.
+pub async fn connect<S>(
+    mut stream: S,
+    hello: LineHello,
+    budgets: LineBudgets,
+) -> Result<Line<S>, LineError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -102,6 +112,8 @@ where
                 theirs: reply.version,
             });
         }
+        // The agent may shorten the detached life, not extend it: it bounds how long this end keeps
+        // a line without a stream.
         if reply.epoch != hello.epoch || reply.detached_ms > hello.detached_ms {
             return Err(Violation::Hello.into());
         }
@@ -109,18 +121,25 @@ where
     };
     let (peer_window, detached) = timely(exchange).await?;
     let detached = Duration::from_millis(detached.into());
-    Ok(Line::new(
-        stream,
-        hello.line_id,
-        hello.window,
+    let terms = Terms {
+        id: hello.line_id,
+        window: hello.window,
         peer_window,
         detached,
-    ))
+    };
+    Ok(Line::new(stream, terms, budgets))
 }
 
-/// Accepts a new line as the agent, or what takes one up again. `detached`: how long a line may be
+/// Accepts a new line as the agent, or the resumption of one. `detached`: how long a line may be
 /// without a stream at most; zero: not at all.
-pub async fn accept<S>(mut stream: S, detached: Duration) -> Result<Accepted<S>, LineError>
+///
+/// # Errors
+/// As [`connect`].
+pub async fn accept<S>(
+    mut stream: S,
+    detached: Duration,
+    budgets: LineBudgets,
+) -> Result<Accepted<S>, LineError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -143,15 +162,15 @@ where
     match timely(first).await? {
         First::Hello((hello, peer_window)) => {
             let detached = Duration::from_millis(hello.detached_ms.into());
-            Ok(Accepted::New(Line::new(
-                stream,
-                hello.line_id,
-                MOST_WINDOW,
+            let terms = Terms {
+                id: hello.line_id,
+                window: MAX_WINDOW,
                 peer_window,
                 detached,
-            )))
+            };
+            Ok(Accepted::New(Line::new(stream, terms, budgets)))
         }
-        First::Resume(message, epoch) => Ok(Accepted::Resume(Asked {
+        First::Resume(message, epoch) => Ok(Accepted::Resume(ResumeRequest {
             message,
             epoch,
             stream,
@@ -177,6 +196,7 @@ async fn greet<S: AsyncWrite + Unpin>(
             theirs: hello.version,
         });
     }
+    // The id is in each MAC of a resumption, and only a RESUME has another epoch than 0.
     if hello.line_id.len() != ID_LEN || hello.epoch != 0 {
         send_reset(stream, ResetCode::Protocol, "malformed hello").await;
         return Err(Violation::Hello.into());
@@ -186,7 +206,7 @@ async fn greet<S: AsyncWrite + Unpin>(
     let reply = LineHelloReply {
         version: VERSION,
         epoch: hello.epoch,
-        window: MOST_WINDOW,
+        window: MAX_WINDOW,
         detached_ms: hello.detached_ms,
     };
     send(stream, kind::HELLO_REPLY, 0, &reply).await?;
@@ -206,7 +226,7 @@ fn window(announced: u32) -> Result<u32, LineError> {
     if announced < MIN_WINDOW {
         return Err(Violation::Hello.into());
     }
-    Ok(announced.min(MOST_WINDOW))
+    Ok(announced.min(MAX_WINDOW))
 }
 
 pub(super) async fn send<S: AsyncWrite + Unpin>(
@@ -222,6 +242,7 @@ pub(super) async fn send<S: AsyncWrite + Unpin>(
     let len = len.ok_or(Violation::Hello)?;
     let mut out = BytesMut::new();
     frames::put(&mut out, kind, len, value);
+    // Header and body in one write, and so in one frame of the multiplexer.
     out.extend_from_slice(&body);
     stream.write_all(&out).await.map_err(lost)?;
     stream.flush().await.map_err(lost)
@@ -245,7 +266,7 @@ async fn refuse<S: AsyncWrite + Unpin>(stream: &mut S, violation: Violation) -> 
     violation.into()
 }
 
-/// The first header; a RESET there is an error of its own.
+/// The first header; a RESET there is returned as [`LineError::Reset`].
 pub(super) async fn head<S>(stream: &mut S) -> Result<(Header, u8), LineError>
 where
     S: AsyncRead + AsyncWrite + Unpin,

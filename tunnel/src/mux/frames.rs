@@ -4,9 +4,8 @@
 //! - pings are answered here. yamux stops reading while a pong waits to be written; when both ends
 //!   are full of data to write, both stop reading, and neither ever writes again.
 //! - a stream can be reset after it was half-closed and dropped.
-//! - a frame that says it is long is refused before memory is set aside for it.
-//! - a peer that breaks the protocol is cut off: yamux sends it a GOAWAY and leaves the rest to
-//!   its courtesy.
+//! - a frame with a large announced length is rejected before memory is allocated for it.
+//! - a peer that breaks the protocol is disconnected: yamux only sends it a GOAWAY.
 
 use std::collections::VecDeque;
 use std::io;
@@ -48,6 +47,8 @@ const BOUNDARY: Place = Place::Header {
 fn after(header: &[u8; HEADER_LEN]) -> Place {
     let [_, kind, _, _, _, _, _, _, l0, l1, l2, l3] = *header;
     match u32::from_be_bytes([l0, l1, l2, l3]) {
+        // Only DATA has a body: in other types the field is a window, a ping's value or an error
+        // code.
         left if kind == DATA && left > 0 => Place::Body {
             left: usize::try_from(left).unwrap_or(usize::MAX),
         },
@@ -95,7 +96,7 @@ struct Outbound {
     pong: Option<u32>,
     /// At most one a stream that this side has dropped.
     resets: VecDeque<u32>,
-    /// yamux said GOAWAY. It only does when the peer broke the protocol.
+    /// yamux sent GOAWAY. It only does when the peer broke the protocol.
     gave_up: bool,
 }
 
@@ -120,6 +121,7 @@ impl Injector {
     /// stays due.
     pub(super) fn inject(&self, append: impl Fn(&[u8]) -> bool) {
         let mut out = self.lock();
+        // Within the body of another frame, these bytes would be read as that body.
         if !out.place.is_boundary() {
             return;
         }
@@ -181,9 +183,11 @@ impl<I> Frames<I> {
             return Err(invalid("the peer sent a mux frame over the limit"));
         }
         if kind == PING && u16::from_be_bytes([f0, f1]) & ACK == 0 {
+            // yamux reserves stream 0 for the session's frames, pings among them.
             if [s0, s1, s2, s3] != [0; 4] {
                 return Err(invalid("the peer sent a ping on a stream"));
             }
+            // Replaces an earlier one that still waits: a flood of pings fills no queue.
             self.injector.lock().pong = Some(len);
             self.inbound = BOUNDARY;
             return Ok(());
@@ -205,6 +209,8 @@ impl<I: AsyncRead + Unpin> AsyncRead for Frames<I> {
             return Poll::Ready(Ok(0));
         }
         loop {
+            // yamux may read with a buffer below 12 bytes, so the inspected header is handed out in
+            // parts.
             if let Some((header, given)) = &mut this.held {
                 let n = buf.len().min(HEADER_LEN - *given);
                 buf[..n].copy_from_slice(&header[*given..*given + n]);
@@ -217,6 +223,8 @@ impl<I: AsyncRead + Unpin> AsyncRead for Frames<I> {
             match &mut this.inbound {
                 Place::Body { left } => {
                     let n = buf.len().min(*left);
+                    // Directly into yamux' buffer, and never past the frame's end: the next header
+                    // is inspected here first.
                     let n = ready!(Pin::new(&mut this.io).poll_read(cx, &mut buf[..n]))?;
                     *left -= n;
                     if *left == 0 {
@@ -227,6 +235,8 @@ impl<I: AsyncRead + Unpin> AsyncRead for Frames<I> {
                 Place::Header { have, bytes } => {
                     let n = ready!(Pin::new(&mut this.io).poll_read(cx, &mut bytes[*have..]))?;
                     if n == 0 {
+                        // The end of the connection between two frames is clean; inside a header it
+                        // is a cut.
                         return Poll::Ready(match *have {
                             0 => Ok(0),
                             _ => Err(io::ErrorKind::UnexpectedEof.into()),

@@ -1,5 +1,5 @@
 //! The claims of the bearer assertion that opens a carrier, and their check. Signing and the
-//! certificate chain are the business of whoever holds keys; this is the meaning of the words.
+//! certificate chain are checked by the holder of the keys; this file defines the claims' meaning.
 
 use serde::{Deserialize, Serialize};
 use url::Url;
@@ -10,6 +10,11 @@ pub const MAX_LIFE: u64 = 60;
 /// Longest `jti` a relay accepts and has to remember.
 pub const MAX_JTI: usize = 64;
 
+/// The purpose of a carrier that serves renewals and nothing else, which a certificate that has
+/// expired may open too.
+pub const RENEWAL: &str = "renewal";
+
+/// The claims of an assertion.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 pub struct Claims {
     /// Equal to `sub`: the dialer speaks for itself.
@@ -20,9 +25,13 @@ pub struct Claims {
     pub aud: String,
     /// Seconds since 1970.
     pub iat: u64,
+    /// The expiry, in seconds since 1970.
     pub exp: u64,
     /// Unique; a relay refuses one that it has seen within its life.
     pub jti: String,
+    /// What the carrier is for; absent: for everything. [`RENEWAL`] is the only other one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub purpose: Option<String>,
 }
 
 /// Why claims are not accepted.
@@ -30,13 +39,20 @@ pub struct Claims {
 pub enum ClaimsError {
     /// `by`: how far the dialer's clock is ahead of ours (negative: behind), in seconds.
     #[error("the dialer's clock is {by} s off the relay's")]
-    ClockSkew { by: i64 },
+    ClockSkew {
+        /// By how many seconds; negative: behind.
+        by: i64,
+    },
+    /// `aud` is not this relay's URL.
     #[error("the assertion is for another relay")]
     Audience,
+    /// `iss` or `sub` is not the certificate's name.
     #[error("the assertion is not about the certificate that signed it")]
     Subject,
+    /// The time between `iat` and `exp` is over the limit.
     #[error("the assertion lives longer than {MAX_LIFE} s")]
     TooLong,
+    /// `jti` is empty or too long.
     #[error("the assertion has no usable id")]
     Id,
 }
@@ -52,11 +68,15 @@ impl Claims {
             iat: now,
             exp: now.saturating_add(MAX_LIFE),
             jti,
+            purpose: None,
         }
     }
 
     /// Checks everything but replay. Times are judged last, so that only a dialer whose other
     /// claims are good learns that its clock is wrong.
+    ///
+    /// # Errors
+    /// The first claim that is not accepted.
     pub fn check(
         &self,
         expected_sub: &str,
@@ -70,6 +90,7 @@ impl Claims {
         if self.aud != aud {
             return Err(ClaimsError::Audience);
         }
+        // The relay remembers each id until the assertion expires: id and life bound that memory.
         if self.jti.is_empty() || self.jti.len() > MAX_JTI {
             return Err(ClaimsError::Id);
         }

@@ -1,5 +1,7 @@
 //! Close codes: how a carrier ended, as numbers on the wire and as sentences for people.
 
+use super::origin;
+
 /// WebSocket close codes that Throwline sends and understands (RFC 6455 section 7.4; 4000–4999
 /// are ours).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -31,13 +33,12 @@ pub enum CloseCode {
     Limit,
     /// 4005: the other side was silent, or took no bytes, for too long.
     Timeout,
-    /// 4006: a newer connection of the same instance took its place.
-    Superseded,
     /// A code this build does not know.
     Other(u16),
 }
 
 impl CloseCode {
+    /// The code on the wire.
     pub fn to_u16(self) -> u16 {
         match self {
             Self::Normal => 1000,
@@ -53,11 +54,11 @@ impl CloseCode {
             Self::Expired => 4003,
             Self::Limit => 4004,
             Self::Timeout => 4005,
-            Self::Superseded => 4006,
             Self::Other(code) => code,
         }
     }
 
+    /// The code for a number on the wire.
     pub fn from_u16(code: u16) -> Self {
         match code {
             1000 => Self::Normal,
@@ -73,7 +74,6 @@ impl CloseCode {
             4003 => Self::Expired,
             4004 => Self::Limit,
             4005 => Self::Timeout,
-            4006 => Self::Superseded,
             other => Self::Other(other),
         }
     }
@@ -105,7 +105,6 @@ impl std::fmt::Display for CloseCode {
             Self::Expired => "the certificate has expired",
             Self::Limit => "the side that was closed is over a limit",
             Self::Timeout => "the side that was closed was silent or took no bytes for too long",
-            Self::Superseded => "a newer connection took the place of this one",
             Self::Other(code) => return write!(f, "closed with code {code}"),
         })
     }
@@ -114,22 +113,27 @@ impl std::fmt::Display for CloseCode {
 /// Who ended the carrier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ClosedBy {
+    /// This end closed it.
     Us,
+    /// The peer sent a close frame.
     Peer,
-    /// Nobody said goodbye: a reset, an EOF, a dead link.
+    /// There was no close frame: a reset, an EOF, a dead link.
     Network,
 }
 
 /// How a carrier ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CloseReason {
+    /// The close code.
     pub code: CloseCode,
+    /// The end that closed it.
     pub by: ClosedBy,
     /// The closing side's words, for logs; at most 123 bytes on the wire.
     pub reason: String,
 }
 
 impl CloseReason {
+    /// A reason with a text, which is cut to what a close frame holds.
     pub fn new(by: ClosedBy, code: CloseCode, reason: impl Into<String>) -> Self {
         Self {
             code,
@@ -148,7 +152,7 @@ impl std::fmt::Display for CloseReason {
         };
         write!(f, "carrier ended {who}: {}", self.code)?;
         if !self.reason.is_empty() {
-            write!(f, " ({})", self.reason)?;
+            write!(f, " ({})", origin::without(&self.reason))?;
         }
         Ok(())
     }

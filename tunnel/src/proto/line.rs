@@ -5,20 +5,21 @@
 //! | type |  0   | length u16  | value u64                                     | payload …
 //! ```
 //! All numbers are big-endian. `value` is the stream offset of DATA's first byte, the count of
-//! bytes consumed for ACK, the final offset for FIN and DONE, the code for RESET and GONE, the epoch
+//! bytes consumed by the reader for ACK, the final offset for FIN and DONE, the code for RESET and GONE, the epoch
 //! for RESUME and OK, 0 otherwise.
 //!
-//! Each side numbers its own bytes from 0. An end is said in-band by FIN or RESET, because the
-//! stream below reads a reset as an end of data: only a FIN with the right offset is a clean end.
+//! Each side numbers its own bytes from 0. An end is signalled in-band by FIN or RESET, because the
+//! stream below reports a reset as an end of data: only a FIN with the right offset is a clean end.
 //!
-//! The frames are here with what each half may do ([`Receiver`], [`Sender`]); [`machine`] makes a
-//! line of them, which can be cut and taken up again, and [`resume`] says who may do that.
+//! Here are the frames and what each half may do ([`Receiver`], [`Sender`]). [`machine`] makes a line
+//! of them that can be cut and resumed, [`resume`] authenticates the resumption, [`window_autotune`]
+//! grows its window and [`stall_detector`] detects a path that has stalled.
 
-pub mod growth;
 pub mod machine;
-mod replay;
 pub mod resume;
-pub mod silence;
+mod send_buffer;
+pub mod stall_detector;
+pub mod window_autotune;
 
 use bytes::{BufMut, BytesMut};
 
@@ -37,40 +38,53 @@ pub const MAX_HELLO: usize = 512;
 /// Longest reason in a RESET.
 pub const MAX_REASON: usize = 255;
 
-/// Bytes that may at first be on the way, unacknowledged, in one direction: 1 MiB. Throughput of one
-/// line is at most its window a round trip from end to end, so a sender lets it grow where the path
-/// is long and the reader takes what comes ([`growth`]); a reader that stops for ever holds up at
-/// most what the window has grown to, over all hops together.
+/// Initial limit of unacknowledged bytes in one direction: 1 MiB. The throughput of a line is at most
+/// one window a round trip from end to end, so a sender grows it where the path is long and the reader
+/// keeps up ([`window_autotune`]). A reader that has stopped holds up at most the grown window, over
+/// all hops together.
 pub const WINDOW: u32 = 1024 * 1024;
 
-/// The most that a window grows to, which is what a receiver declares: 16 MiB, 160 MiB/s at 100 ms.
-pub const MOST_WINDOW: u32 = 16 * 1024 * 1024;
+/// The largest window, which a receiver announces: 16 MiB, 160 MiB/s at 100 ms.
+pub const MAX_WINDOW: u32 = 16 * 1024 * 1024;
+
+/// Bytes gathered before they are handed to the stream: one chunk of bulk (32 KiB) with what
+/// HTTP/2, TLS and the line put before and behind it, less than 200 bytes, and room for frames beside
+/// it. 40 KiB.
+pub const SEALED_CHUNK: usize = 40 * 1024;
+
+const _: () = assert!(SEALED_CHUNK <= MAX_DATA);
 
 /// An acknowledgement goes out at least each so many bytes consumed: 128 KiB.
 pub const ACK_EVERY: u64 = 128 * 1024;
 
 /// Frame types on the wire.
 pub mod kind {
+    /// Opens a line; its first frame.
     pub const HELLO: u8 = 0x01;
+    /// The agent's answer to HELLO.
     pub const HELLO_REPLY: u8 = 0x02;
+    /// Payload, at the offset in the header.
     pub const DATA: u8 = 0x10;
+    /// Acknowledges consumed bytes.
     pub const ACK: u8 = 0x11;
+    /// The end of data, at the offset in the header.
     pub const FIN: u8 = 0x12;
+    /// Ends the line in both directions.
     pub const RESET: u8 = 0x13;
-    /// The peer's FIN has come, and all before it: its sender may forget the line. Only on a line
-    /// that can be resumed.
+    /// Acknowledges FIN and everything before it: the FIN's sender may forget the line. Only on a
+    /// resumable line, as are all that follow.
     pub const DONE: u8 = 0x14;
-    /// Asks for a sign of life.
+    /// Requires a PONG.
     pub const PING: u8 = 0x15;
-    /// The answer.
+    /// The answer to PING.
     pub const PONG: u8 = 0x16;
-    /// Asks the local proxy to resume the line over another carrier, since this one is let go.
+    /// Asks the local proxy to resume the line over another carrier, since this one is being closed.
     pub const MOVE: u8 = 0x17;
-    /// Takes a line up again on a new stream; its first frame.
+    /// Resumes a line on a new stream; its first frame.
     pub const RESUME: u8 = 0x20;
-    /// The answer that it goes on.
+    /// The line is resumed.
     pub const OK: u8 = 0x21;
-    /// The answer that it cannot.
+    /// The line cannot be resumed.
     pub const GONE: u8 = 0x22;
 }
 
@@ -78,24 +92,32 @@ pub mod kind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ResetCode {
-    /// The sender let go of the line before its end.
+    /// The sender dropped the line before its end.
     Abandoned,
     /// The receiver of this code broke the protocol.
     Protocol,
     /// No common line version.
     Version,
-    /// A frame that is known but not spoken, such as RESUME.
+    /// A frame that is known but not supported, such as RESUME.
     Unsupported,
     /// The sender failed.
     Internal,
     /// The sender waited too long.
     Timeout,
-    /// No such line, or none that the asker may take up; which of the two is not said.
+    /// No such line, or none that the sender of RESUME may resume; the answer does not tell which.
     Unknown,
+    /// The sender's process stops, and its grace period is over.
+    Stopped,
+    /// The user's certificate was revoked.
+    Revoked,
+    /// The user's certificate has expired and was not renewed.
+    Expired,
+    /// A code that this version does not know.
     Other(u64),
 }
 
 impl ResetCode {
+    /// The code on the wire.
     pub fn to_u64(self) -> u64 {
         match self {
             Self::Abandoned => 1,
@@ -105,10 +127,14 @@ impl ResetCode {
             Self::Internal => 5,
             Self::Timeout => 6,
             Self::Unknown => 7,
+            Self::Stopped => 8,
+            Self::Revoked => 9,
+            Self::Expired => 10,
             Self::Other(code) => code,
         }
     }
 
+    /// The code for a number on the wire.
     pub fn from_u64(code: u64) -> Self {
         match code {
             1 => Self::Abandoned,
@@ -118,6 +144,9 @@ impl ResetCode {
             5 => Self::Internal,
             6 => Self::Timeout,
             7 => Self::Unknown,
+            8 => Self::Stopped,
+            9 => Self::Revoked,
+            10 => Self::Expired,
             other => Self::Other(other),
         }
     }
@@ -127,55 +156,150 @@ impl ResetCode {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Violation {
+    /// A frame type that this version does not know.
     #[error("unknown frame type {0:#04x}")]
     UnknownType(u8),
+    /// A payload length that the frame type does not allow.
     #[error("frame type {kind:#04x} with a length of {len}")]
-    Length { kind: u8, len: usize },
+    Length {
+        /// The type of the frame.
+        kind: u8,
+        /// The length in bytes.
+        len: usize,
+    },
+    /// A reserved field is set.
     #[error("the reserved byte or value of frame type {0:#04x} is not zero")]
     NotZero(u8),
+    /// A frame that the state of the line does not allow.
     #[error("frame type {0:#04x} does not belong here")]
     OutOfPlace(u8),
-    #[error("data at offset {got} where {expected} was due")]
-    Gap { expected: u64, got: u64 },
+    /// Data that does not follow the bytes before it.
+    #[error("data at offset {got} where {expected} was expected")]
+    Gap {
+        /// The expected offset.
+        expected: u64,
+        /// The offset in the frame.
+        got: u64,
+    },
+    /// An offset beyond 64 bits.
     #[error("offset overflows")]
     Overflow,
+    /// More data than the receive window allows.
     #[error("data beyond the window")]
     Window,
+    /// Data or FIN behind a FIN.
     #[error("a frame after the end of data")]
     AfterFin,
-    #[error("the end is said to be at {got}, received were {received}")]
-    WrongEnd { received: u64, got: u64 },
-    #[error("acknowledged {got}, sent were {sent}")]
-    AckBeyondSent { sent: u64, got: u64 },
+    /// A FIN at another offset than the data's end.
+    #[error("the end of data is given as {got}, but {received} bytes were received")]
+    WrongEnd {
+        /// The bytes received.
+        received: u64,
+        /// The offset in the frame.
+        got: u64,
+    },
+    /// An acknowledgement of bytes that were not sent.
+    #[error("{got} bytes acknowledged, but {sent} sent")]
+    AckBeyondSent {
+        /// The bytes sent.
+        sent: u64,
+        /// The offset in the frame.
+        got: u64,
+    },
+    /// An acknowledgement below an earlier one.
     #[error("acknowledgement goes back from {acked} to {got}")]
-    AckBackwards { acked: u64, got: u64 },
+    AckBackwards {
+        /// The bytes acknowledged before.
+        acked: u64,
+        /// The offset in the frame.
+        got: u64,
+    },
+    /// A HELLO or its reply that cannot be decoded or has invalid values.
     #[error("malformed hello")]
     Hello,
+    /// A RESUME that cannot be decoded.
     #[error("malformed resumption")]
     Resume,
-    #[error("resumed at a position that cannot be")]
+    /// A resumption at a position that contradicts earlier acknowledgements.
+    #[error("resumed at an impossible position")]
     Position,
 }
 
 /// A decoded header. `len` bytes of payload follow where there is one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Header {
-    Hello { len: usize },
-    HelloReply { len: usize },
-    Data { offset: u64, len: usize },
-    Ack { received: u64 },
-    Fin { end: u64 },
-    Reset { code: ResetCode, len: usize },
-    Done { end: u64 },
+    /// See [`kind::HELLO`].
+    Hello {
+        /// The length in bytes.
+        len: usize,
+    },
+    /// See [`kind::HELLO_REPLY`].
+    HelloReply {
+        /// The length in bytes.
+        len: usize,
+    },
+    /// See [`kind::DATA`].
+    Data {
+        /// The offset of its first byte.
+        offset: u64,
+        /// The length in bytes.
+        len: usize,
+    },
+    /// See [`kind::ACK`]. The offset counts consumed bytes.
+    Ack {
+        /// The bytes received.
+        received: u64,
+    },
+    /// See [`kind::FIN`].
+    Fin {
+        /// The number of bytes before the end.
+        end: u64,
+    },
+    /// See [`kind::RESET`]; its text follows.
+    Reset {
+        /// The code.
+        code: ResetCode,
+        /// The length in bytes.
+        len: usize,
+    },
+    /// See [`kind::DONE`].
+    Done {
+        /// The number of bytes before the end.
+        end: u64,
+    },
+    /// See [`kind::PING`].
     Ping,
+    /// See [`kind::PONG`].
     Pong,
+    /// See [`kind::MOVE`].
     Move,
-    Resume { epoch: u64, len: usize },
-    Ok { epoch: u64, len: usize },
-    Gone { code: ResetCode, len: usize },
+    /// See [`kind::RESUME`].
+    Resume {
+        /// The epoch of the stream.
+        epoch: u64,
+        /// The length in bytes.
+        len: usize,
+    },
+    /// See [`kind::OK`].
+    Ok {
+        /// The epoch of the stream.
+        epoch: u64,
+        /// The length in bytes.
+        len: usize,
+    },
+    /// See [`kind::GONE`]; its text follows.
+    Gone {
+        /// The code.
+        code: ResetCode,
+        /// The length in bytes.
+        len: usize,
+    },
 }
 
 /// Decodes the header at the front of `buf`; `None` asks for more bytes. Takes nothing off.
+///
+/// # Errors
+/// The header is invalid.
 pub fn parse(buf: &[u8]) -> Result<Option<Header>, Violation> {
     let Some(head) = buf.first_chunk::<HEADER_LEN>() else {
         return Ok(None);
@@ -183,19 +307,26 @@ pub fn parse(buf: &[u8]) -> Result<Option<Header>, Violation> {
     let [kind, reserved, len0, len1, value @ ..] = *head;
     let len = usize::from(u16::from_be_bytes([len0, len1]));
     let value = u64::from_be_bytes(value);
-    let length = |good: bool| match good {
-        true => Ok(()),
-        false => Err(Violation::Length { kind, len }),
+    let length = |is_valid: bool| {
+        if is_valid {
+            Ok(())
+        } else {
+            Err(Violation::Length { kind, len })
+        }
     };
     let known = matches!(
         kind,
         kind::HELLO | kind::HELLO_REPLY | kind::DATA..=kind::MOVE | kind::RESUME..=kind::GONE
     );
+    // Of known types only: in a later version the byte may have a meaning for the types that are
+    // unknown here, and the type itself is the violation to report.
     if known && reserved != 0 {
         return Err(Violation::NotZero(kind));
     }
     let header = match kind {
         kind::HELLO | kind::HELLO_REPLY => {
+            // HELLO arrives before the peer is authenticated: its length is bounded before its
+            // payload is allocated.
             length(len <= MAX_HELLO)?;
             if value != 0 {
                 return Err(Violation::NotZero(kind));
@@ -206,6 +337,7 @@ pub fn parse(buf: &[u8]) -> Result<Option<Header>, Violation> {
             }
         }
         kind::DATA => {
+            // Empty DATA would use no window, so a peer could have headers processed without end.
             length(len > 0)?;
             Header::Data { offset: value, len }
         }
@@ -238,6 +370,8 @@ pub fn parse(buf: &[u8]) -> Result<Option<Header>, Violation> {
             }
         }
         kind::RESUME | kind::OK => {
+            // As with HELLO: the MAC is in the payload, so the length is bounded before it is
+            // verified.
             length(len <= MAX_HELLO)?;
             match kind {
                 kind::RESUME => Header::Resume { epoch: value, len },
@@ -282,18 +416,30 @@ fn put_end(out: &mut BytesMut, kind: u8, code: ResetCode, reason: &str) {
     out.put_slice(&reason.as_bytes()[..cut]);
 }
 
-/// How far a side has come in the other's bytes, as it says when a line is resumed.
+/// How many of the other side's bytes a side has, as exchanged when a line is resumed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Position {
-    /// Bytes that have arrived; the next one is wanted.
+    /// Bytes that have arrived; the next one is expected.
     pub received: u64,
-    /// Bytes that were taken by the reader: an acknowledgement, since the last may be lost.
+    /// Bytes taken by the reader: an acknowledgement, since the last one may be lost.
     pub consumed: u64,
     /// The FIN has arrived.
     pub ended: bool,
 }
 
-/// The receiving half: which bytes may come, and what to acknowledge.
+/// How far the peer is with its end of data. A RESET ends both halves, see [`machine::Ended`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RecvState {
+    /// More data may follow.
+    Open,
+    /// FIN has arrived, and no payload is valid behind it.
+    Fin {
+        /// The number of bytes before the end.
+        end: u64,
+    },
+}
+
+/// The receiving half: which bytes are valid, and what to acknowledge.
 #[derive(Debug)]
 pub struct Receiver {
     window: u64,
@@ -302,22 +448,27 @@ pub struct Receiver {
     /// Taken by the reader.
     consumed: u64,
     acked: u64,
-    end: Option<u64>,
+    state: RecvState,
 }
 
 impl Receiver {
+    /// A receiver that has announced this window.
     pub fn new(window: u32) -> Self {
         Self {
             window: u64::from(window),
             received: 0,
             consumed: 0,
             acked: 0,
-            end: None,
+            state: RecvState::Open,
         }
     }
 
+    /// A DATA header has arrived.
+    ///
+    /// # Errors
+    /// The header breaks order, window or end.
     pub fn on_data(&mut self, offset: u64, len: usize) -> Result<(), Violation> {
-        if self.end.is_some() {
+        if self.has_fin() {
             return Err(Violation::AfterFin);
         }
         let end = offset.checked_add(len as u64).ok_or(Violation::Overflow)?;
@@ -334,8 +485,12 @@ impl Receiver {
         Ok(())
     }
 
+    /// A FIN has arrived.
+    ///
+    /// # Errors
+    /// There was one before, or it is not at the end of the data.
     pub fn on_fin(&mut self, end: u64) -> Result<(), Violation> {
-        if self.end.is_some() {
+        if self.has_fin() {
             return Err(Violation::AfterFin);
         }
         if end != self.received {
@@ -344,7 +499,7 @@ impl Receiver {
                 got: end,
             });
         }
-        self.end = Some(end);
+        self.state = RecvState::Fin { end };
         Ok(())
     }
 
@@ -357,91 +512,94 @@ impl Receiver {
     /// The offset to acknowledge, when enough has been consumed to be worth a frame.
     pub fn take_ack(&mut self) -> Option<u64> {
         let every = ACK_EVERY.min(self.window / 2);
-        if self.consumed - self.acked < every.max(1) || self.end.is_some() {
+        if self.consumed - self.acked < every.max(1) || self.has_fin() {
             return None;
         }
         self.acked = self.consumed;
         Some(self.acked)
     }
 
-    /// The offset to acknowledge, however little was consumed since the last time: for when it
-    /// costs no frame of its own, or the line rests.
+    /// The offset to acknowledge, however little was consumed since the last time. For when it
+    /// rides on another write, or the line is idle.
     pub fn take_small_ack(&mut self) -> Option<u64> {
-        if self.consumed == self.acked || self.end.is_some() {
+        if self.consumed == self.acked || self.has_fin() {
             return None;
         }
         self.acked = self.consumed;
         Some(self.acked)
     }
 
-    /// The stream below is gone, and with it the last `missing` bytes of payload that a header had
-    /// announced. What is told here counts as acknowledged.
+    /// The stream below is lost, and with it the last `missing` bytes of payload that a header had
+    /// announced. The position goes to the peer, so it counts as acknowledged.
     pub fn interrupt(&mut self, missing: usize) -> Position {
         self.received -= missing as u64;
         self.acked = self.consumed;
         Position {
             received: self.received,
             consumed: self.consumed,
-            ended: self.end.is_some(),
+            ended: self.has_fin(),
         }
     }
 
-    /// The peer has said its end, and all before it was consumed.
+    /// FIN has arrived, and everything before it was consumed.
     pub fn is_finished(&self) -> bool {
-        self.end == Some(self.consumed)
+        let end = self.consumed;
+        self.state == RecvState::Fin { end }
     }
 
+    /// Bytes of payload received.
     pub fn received(&self) -> u64 {
         self.received
     }
 
-    /// The peer has said its end.
-    pub fn is_ended(&self) -> bool {
-        self.end.is_some()
+    /// FIN has arrived.
+    pub fn has_fin(&self) -> bool {
+        matches!(self.state, RecvState::Fin { .. })
     }
 }
 
 /// The sending half: how much may go out.
 #[derive(Debug)]
 pub struct Sender {
-    /// Now, and what the peer allows at most.
+    /// The window in use, and the one that the peer has announced.
     window: u64,
-    most: u64,
+    max_window: u64,
     sent: u64,
     acked: u64,
 }
 
 impl Sender {
-    /// `most`: the peer's window, of which [`WINDOW`] is used at first.
-    pub fn new(most: u32) -> Self {
+    /// `max_window`: the peer's, of which [`WINDOW`] is used at first.
+    pub fn new(max_window: u32) -> Self {
         Self {
-            window: u64::from(most.min(WINDOW)),
-            most: u64::from(most),
+            window: u64::from(max_window.min(WINDOW)),
+            max_window: u64::from(max_window),
             sent: 0,
             acked: 0,
         }
     }
 
+    /// Bytes that the peer has acknowledged.
     pub fn acked(&self) -> u64 {
         self.acked
     }
 
-    /// Bytes by which the window would grow if it became four times as large, as far as the peer
-    /// allows.
-    pub fn may_grow(&self) -> u64 {
-        (3 * self.window).min(self.most - self.window)
+    /// Bytes by which the window grows next: to four times its size, as far as the peer allows.
+    pub fn growth(&self) -> u64 {
+        (3 * self.window).min(self.max_window - self.window)
     }
 
+    /// Grows the window, at most to the peer's.
     pub fn grow(&mut self, by: u64) {
-        self.window = (self.window + by).min(self.most);
+        self.window = (self.window + by).min(self.max_window);
     }
 
-    /// Back to the first window, if that covers what is on the way.
+    /// Back to the initial window, if that covers the bytes in flight.
     pub fn shrink(&mut self) -> bool {
-        let first = self.most.min(u64::from(WINDOW));
-        let fits = self.sent - self.acked <= first;
+        let initial = self.max_window.min(u64::from(WINDOW));
+        let fits = self.sent - self.acked <= initial;
         if fits {
-            self.window = first;
+            self.window = initial;
         }
         fits
     }
@@ -452,11 +610,12 @@ impl Sender {
         usize::try_from(room).unwrap_or(usize::MAX)
     }
 
-    /// Half of the window or more is on the way.
+    /// Half of the window or more is in flight.
     pub fn is_half_used(&self) -> bool {
         2 * (self.sent - self.acked) >= self.window
     }
 
+    /// Bytes sent.
     pub fn sent(&self) -> u64 {
         self.sent
     }
@@ -467,6 +626,10 @@ impl Sender {
         self.sent += n as u64;
     }
 
+    /// An acknowledgement has arrived.
+    ///
+    /// # Errors
+    /// It is beyond what was sent, or below an earlier one.
     pub fn on_ack(&mut self, received: u64) -> Result<(), Violation> {
         if received > self.sent {
             return Err(Violation::AckBeyondSent {
@@ -484,11 +647,14 @@ impl Sender {
         Ok(())
     }
 
-    /// Where the peer stands when the line is resumed.
+    /// The peer's position when the line is resumed.
+    ///
+    /// # Errors
+    /// The position is not possible.
     pub fn on_position(&mut self, at: Position) -> Result<(), Violation> {
-        let is_sane =
+        let is_possible =
             self.acked <= at.consumed && at.consumed <= at.received && at.received <= self.sent;
-        if !is_sane {
+        if !is_possible {
             return Err(Violation::Position);
         }
         self.acked = at.consumed;
@@ -660,7 +826,7 @@ mod tests {
                     proptest::prop_assert_eq!(send.on_ack(ack), Ok(()));
                 }
                 proptest::prop_assert!(waiting <= WINDOW as usize);
-                // Whatever was read, a writer is never left without room for ever.
+                // Whatever was read, a writer without room has something to wait for.
                 proptest::prop_assert!(send.room() > 0 || waiting > 0);
             }
         }

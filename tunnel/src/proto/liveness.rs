@@ -1,4 +1,4 @@
-//! When to ping, and when to believe that the other side is gone.
+//! When to ping, and when to regard the other side as dead.
 //!
 //! A state machine over a passed-in clock: any inbound byte is a sign of life, a ping goes out
 //! each interval, and without a byte for `dead_after` the carrier is dead. Pings are sent on busy
@@ -6,6 +6,7 @@
 
 use std::time::{Duration, Instant};
 
+/// Intervals of the pings.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Config {
     /// Mean time between pings.
@@ -20,11 +21,15 @@ pub struct Config {
 /// What the driver does now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
+    /// Wait for the next timer.
     Nothing,
+    /// Send a ping.
     Ping,
+    /// Close the carrier: nothing was received for too long.
     Dead,
 }
 
+/// Decides when to ping, and when a carrier is dead.
 #[derive(Debug)]
 pub struct Liveness {
     config: Config,
@@ -34,6 +39,7 @@ pub struct Liveness {
 }
 
 impl Liveness {
+    /// A carrier that is alive at `now`; `seed` makes the jitter.
     pub fn new(config: Config, now: Instant, seed: u64) -> Self {
         let mut liveness = Self {
             config,
@@ -50,11 +56,12 @@ impl Liveness {
         self.last_byte = self.last_byte.max(now);
     }
 
-    /// When [`Self::on_timer`] wants to be called next.
+    /// When to call [`Self::on_timer`] next.
     pub fn next(&self) -> Instant {
         self.next_ping.min(self.last_byte + self.config.dead_after)
     }
 
+    /// The timer has expired.
     pub fn on_timer(&mut self, now: Instant) -> Action {
         if now >= self.last_byte + self.config.dead_after {
             return Action::Dead;

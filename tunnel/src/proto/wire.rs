@@ -12,23 +12,42 @@ pub const HANDSHAKE_CAP: usize = 4096;
 pub const HEADER_CAP: usize = 4096;
 /// `ControlMessage`; 4 KiB.
 pub const CONTROL_CAP: usize = 4096;
-/// `Certificate`, the answer to `Renew`; 16 KiB holds a chain of eight.
+/// The messages of a renewal; 16 KiB holds a chain of eight.
 pub const CERTIFICATE_CAP: usize = 16 * 1024;
 /// `ClusterList`, which alone has a 32-bit length; 4 MiB.
 pub const CLUSTER_LIST_CAP: usize = 4 * 1024 * 1024;
 
+/// `RevocationList`, which has a 32-bit length too; 4 MiB.
+pub const REVOCATIONS_CAP: usize = 4 * 1024 * 1024;
+/// `LineCredentials` and its reply; 60 KiB hold a thousand lines.
+pub const CREDENTIALS_CAP: usize = 60 * 1024;
+
 /// Why bytes are not a message, or a message cannot be bytes.
 #[derive(Debug, thiserror::Error)]
 pub enum WireError {
-    /// The sender's fault: the length says more than the reader is willing to hold.
+    /// The sender's fault: the length exceeds what the reader accepts.
     #[error("message of {len} bytes is over the limit of {cap}")]
-    TooLarge { len: usize, cap: usize },
+    TooLarge {
+        /// The length in bytes.
+        len: usize,
+        /// The limit in bytes.
+        cap: usize,
+    },
+    /// The sender's fault: more of something than the reader is willing to hold.
+    #[error("message has more than {cap} entries")]
+    TooMany {
+        /// The limit in bytes.
+        cap: usize,
+    },
     /// The sender's fault: the bytes are not the message that belongs here.
     #[error("message is malformed: {0}")]
     Malformed(#[from] prost::DecodeError),
 }
 
 /// Encodes with a 16-bit length. A message over `cap` is refused here rather than by the peer.
+///
+/// # Errors
+/// The message is longer than `cap`.
 pub fn encode<M: prost::Message>(message: &M, cap: usize) -> Result<Bytes, WireError> {
     let len = message.encoded_len();
     let cap = cap.min(usize::from(u16::MAX));
@@ -41,6 +60,9 @@ pub fn encode<M: prost::Message>(message: &M, cap: usize) -> Result<Bytes, WireE
 }
 
 /// Takes one message with a 16-bit length off the front of `buf`.
+///
+/// # Errors
+/// The message is malformed or longer than `cap`.
 pub fn decode<M: prost::Message + Default>(
     buf: &mut BytesMut,
     cap: usize,
@@ -52,6 +74,9 @@ pub fn decode<M: prost::Message + Default>(
 }
 
 /// Encodes with a 32-bit length.
+///
+/// # Errors
+/// The message is longer than `cap`.
 pub fn encode_long<M: prost::Message>(message: &M, cap: usize) -> Result<Bytes, WireError> {
     let len = message.encoded_len();
     let prefix = u32::try_from(len).ok().filter(|_| len <= cap);
@@ -63,6 +88,9 @@ pub fn encode_long<M: prost::Message>(message: &M, cap: usize) -> Result<Bytes, 
 }
 
 /// Takes one message with a 32-bit length off the front of `buf`.
+///
+/// # Errors
+/// The message is malformed or longer than `cap`.
 pub fn decode_long<M: prost::Message + Default>(
     buf: &mut BytesMut,
     cap: usize,

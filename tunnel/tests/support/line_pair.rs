@@ -44,7 +44,7 @@ pub(crate) enum Op {
     Cut {
         side: bool,
     },
-    /// A resumption, as far as it comes.
+    /// A resumption, as far as it gets.
     Resume {
         lost: Lost,
     },
@@ -139,7 +139,7 @@ impl Pair {
             Op::Send { side, bytes } => self.send(side.into(), bytes as usize % 80_000),
             Op::Receive { side, bytes } => self.receive(side.into(), bytes as usize % 80_000),
             Op::TakeIn { side } => {
-                let _ = self.ends[usize::from(side)].machine.take_in();
+                let _ = self.ends[usize::from(side)].machine.process_input();
             }
             Op::Finish { side } => {
                 let end = &mut self.ends[usize::from(side)];
@@ -155,7 +155,7 @@ impl Pair {
         for end in &self.ends {
             assert!(end.machine.ended().is_none(), "{:?}", end.machine.ended());
             assert!(
-                end.machine.kept() <= u64::from(WINDOW),
+                end.machine.buffered() <= u64::from(WINDOW),
                 "more than a window is kept"
             );
         }
@@ -287,13 +287,13 @@ impl Pair {
                 self.send(side, usize::MAX);
                 self.receive(side, usize::MAX);
                 while self.read(side, 65_536) {}
-                let _ = self.ends[side].machine.take_in_and_drop();
+                let _ = self.ends[side].machine.process_and_discard();
             }
             if self.ends.iter().all(|end| end.machine.is_settled()) {
                 for side in [0, 1] {
                     assert!(!self.read(side, 1));
                     assert!(self.ends[side].saw_end, "no end was seen");
-                    assert_eq!(self.ends[side].machine.kept(), 0, "kept for nobody");
+                    assert_eq!(self.ends[side].machine.buffered(), 0, "kept for nobody");
                 }
                 return;
             }

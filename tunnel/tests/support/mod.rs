@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use throwline_tunnel::carrier::{self, AcceptConfig, Connection, DialConfig, Prover};
-use throwline_tunnel::line::{self, Line, LineError};
+use throwline_tunnel::line::{self, Line, LineBudgets, LineError};
 use throwline_tunnel::mux;
 use throwline_tunnel::proto::messages::{LineKind, Open, Role, StreamHeader, StreamReply};
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
@@ -58,7 +58,9 @@ pub async fn accept<S>(stream: S) -> Result<Line<S>, LineError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    line::accept(stream, Duration::ZERO).await?.into_new()
+    line::accept(stream, Duration::ZERO, LineBudgets::default())
+        .await?
+        .into_new()
 }
 
 pub fn header() -> StreamHeader {

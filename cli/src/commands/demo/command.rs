@@ -8,7 +8,7 @@ use anyhow::Context;
 use throwline_ops::Shutdown;
 use tokio::process::{Child, Command};
 
-/// How long the command has to end once this process was told to stop.
+/// How long the command has to end once this process receives the signal to stop.
 const GRACE: Duration = Duration::from_secs(10);
 
 /// Runs it with `KUBECONFIG` set; the exit code that a shell would give.

@@ -3,13 +3,17 @@
 mod command;
 mod upstream;
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use throwline_agent::{Audit, ClusterAccess};
-use throwline_certs::authority::{Authority, Subject};
+use throwline_authority::{Authority, Subject};
+use throwline_certs::tls::Trust;
+use throwline_local_proxy::kubeconfig::Files;
 use throwline_local_proxy::{Outbound, Ready, Store};
 use throwline_ops::{Shutdown, ShutdownTrigger};
 use throwline_tunnel::carrier::Proxies;
@@ -36,6 +40,7 @@ pub(super) async fn run(args: args::Demo) -> anyhow::Result<ExitCode> {
     // Removed when dropped, whichever way this ends.
     let dir = tempfile::Builder::new()
         .prefix("throwline-demo-")
+        .permissions(std::fs::Permissions::from_mode(0o700))
         .tempdir()
         .context("cannot make a private directory for the demo")?;
 
@@ -130,7 +135,7 @@ struct Parts {
     kubeconfig: PathBuf,
     audit: PathBuf,
     round_trip_us: u64,
-    // In the order in which they stop: users first, so that nobody sees an error.
+    // In the order in which they stop: users first, so that no user sees an error.
     tasks: Vec<Part>,
 }
 
@@ -162,7 +167,10 @@ impl Parts {
             .await
             .context("cannot open a loopback port for the relay")?;
         let relay_url = Url::parse(&format!("https://{}", listener.local_addr()?))?;
-        let authority = Authority::open_or_create(&dir.join("relay"), &relay_url).await?;
+        let system_names = upstream.system_names()?;
+        let authority = Authority::open_or_create(&dir.join("relay"), &relay_url)
+            .await?
+            .with_system_names(system_names.clone());
         authority.set_relay_url(&relay_url).await?;
         let ttl = Duration::from_secs(600);
         let agent_token = authority
@@ -186,17 +194,22 @@ impl Parts {
             throwline_relay::Config::new(relay_url.clone(), throwline_relay::Tls::Own);
         relay_config.timing.drain_timeout = Duration::from_secs(1);
         let relay = Part::spawn("relay", |stop| {
-            throwline_relay::run(listener, None, authority, relay_config, stop)
+            throwline_relay::run(listener, None, Arc::new(authority), relay_config, stop)
         });
 
         let agent_dir = dir.join("agent");
-        throwline_agent::enrol(&agent_token, &agent_dir, None, &Proxies::none()).await?;
+        let access = ClusterAccess::Kubeconfig(upstream.kubeconfig.clone());
+        // One that cannot be determined is the same for as long as the demo lasts.
+        let uid = throwline_agent::cluster_uid(access.clone()).await.ok();
+        let is_known = uid.is_some();
+        let uid = uid.unwrap_or_else(|| "demo".to_owned());
+        let (trust, proxies) = (Trust::default(), Proxies::none());
+        throwline_agent::enrol(&agent_token, &agent_dir, &uid, trust, &proxies).await?;
         let audit = dir.join("audit.jsonl");
-        let mut agent_config = throwline_agent::Config::load(
-            &agent_dir,
-            ClusterAccess::Kubeconfig(upstream.kubeconfig.clone()),
-        )?;
+        let mut agent_config = throwline_agent::Config::load(&agent_dir, access)?;
         agent_config.audit = Audit::File(audit.clone());
+        agent_config.cluster_uid = agent_config.cluster_uid.filter(|_| is_known);
+        agent_config.system_names = system_names;
         let agent = Part::spawn("agent", |stop| {
             throwline_agent::run(agent_config, None, stop)
         });
@@ -210,7 +223,7 @@ impl Parts {
         // Never the well-known port: a proxy of the user's own may come for it.
         proxy_config.port = Some(0);
         let kubeconfig = dir.join("kubeconfig");
-        proxy_config.kubeconfig = Some(kubeconfig.clone());
+        proxy_config.kubeconfig = Some(Files::one(&kubeconfig));
         proxy_config.set_current = true;
         let (ready, is_ready) = oneshot::channel();
         let proxy = Part::spawn("local proxy", |stop| {
@@ -267,7 +280,7 @@ impl Parts {
     }
 }
 
-/// Waits until the relay knows the agent; the round trip between them in microseconds.
+/// Waits until the relay lists the agent; the round trip between them in microseconds.
 async fn connected(store: &Store) -> anyhow::Result<u64> {
     let deadline = tokio::time::Instant::now() + CONNECT;
     loop {

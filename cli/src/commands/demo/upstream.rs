@@ -1,4 +1,4 @@
-//! The cluster that the demo reaches, and who it will see.
+//! The cluster that the demo reaches, and the identity that it sees.
 
 use std::path::{Path, PathBuf};
 
@@ -10,7 +10,10 @@ use k8s_openapi::api::authorization::v1::{
 use kube::api::PostParams;
 use kube::{Api, Client};
 use throwline_agent::upstream::read_kubeconfig;
+use throwline_certs::files;
 use throwline_demo_cluster::{DemoCluster, Options};
+use throwline_policy::system_names::check_exception;
+use throwline_policy::{ReservedName, SystemNames};
 use tokio::net::TcpListener;
 
 use crate::args;
@@ -22,7 +25,7 @@ const DEMO_GROUP: &str = "throwline:demo";
 /// RBAC cannot limit its members, so the agent never passes it on.
 const MASTERS: &str = "system:masters";
 
-/// Every API server adds these itself to whoever it authenticates.
+/// Every API server adds these itself to each authenticated user.
 const IMPLIED: [&str; 2] = ["system:authenticated", "system:unauthenticated"];
 
 pub(super) struct Upstream {
@@ -43,6 +46,13 @@ impl Upstream {
         }
     }
 
+    /// A kubeconfig's own user, or one that was named, may be Kubernetes' own: here that is asked for.
+    pub(super) fn system_names(&self) -> Result<SystemNames, ReservedName> {
+        let names = std::iter::once(&self.user).chain(&self.groups);
+        let own = names.filter(|name| check_exception(name).is_ok());
+        SystemNames::allowing(own.cloned().collect())
+    }
+
     pub(super) async fn stop(self) {
         if let Some(demo) = self.demo {
             demo.stop().await;
@@ -57,7 +67,7 @@ impl Upstream {
         std::fs::create_dir(&home).with_context(|| format!("cannot make {}", home.display()))?;
         let demo = DemoCluster::start(listener, &home, Options::default()).await?;
         let kubeconfig = dir.join("cluster.kubeconfig");
-        write_private(&kubeconfig, &demo.kubeconfig())?;
+        files::write_new_private(&kubeconfig, demo.kubeconfig().as_bytes())?;
         Ok(Self {
             kubeconfig,
             description: format!("a small Kubernetes API server, {}", demo.url()),
@@ -172,16 +182,4 @@ async fn may_do_anything(client: &Client, user: &str, groups: &[String]) -> bool
         }
     }
     false
-}
-
-fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {
-    use std::io::Write;
-    use std::os::unix::fs::OpenOptionsExt;
-    std::fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
-        .and_then(|mut file| file.write_all(text.as_bytes()))
-        .with_context(|| format!("cannot write {}", path.display()))
 }

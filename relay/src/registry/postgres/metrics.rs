@@ -1,4 +1,4 @@
-//! What the registry's metrics are at the moment that somebody looks.
+//! The registry's metrics, computed when they are collected.
 
 use std::sync::Arc;
 
@@ -6,10 +6,10 @@ use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 use prometheus::{Gauge, IntGauge};
 
-use super::Shared;
+use super::state::SyncState;
 
 pub(super) struct Seen {
-    shared: Arc<Shared>,
+    shared: Arc<SyncState>,
     up: IntGauge,
     age: Gauge,
     displaced: IntGauge,
@@ -19,7 +19,7 @@ pub(super) struct Seen {
 }
 
 impl Seen {
-    pub(super) fn new(shared: Arc<Shared>) -> Result<Self, prometheus::Error> {
+    pub(super) fn new(shared: Arc<SyncState>) -> Result<Self, prometheus::Error> {
         Ok(Self {
             shared,
             up: IntGauge::new(
@@ -76,7 +76,7 @@ impl Collector for Seen {
             self.up.set(i64::from(state.up));
             self.age.set(state.last_round.elapsed().as_secs_f64());
             self.displaced.set(i64::from(state.displaced));
-            self.owed.set(count(state.ledger.owed()));
+            self.owed.set(count(state.outbox.owed()));
             self.relays.set(count(relays));
             self.tunnels.set(count(tunnels));
         }

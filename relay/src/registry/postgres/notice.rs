@@ -1,6 +1,6 @@
-//! What relays tell one another through the database. A notice is data that any role of the
-//! database could have written: it is checked, what cannot be is not heard, and what is heard only
-//! says where to look. What counts is in the tables, to which only the relays' role may write.
+//! Notices of relays to each other, through the database. Any role of the database can write one: it is
+//! checked, an impossible one is dropped, and a valid one only names the rows to read. The tables
+//! decide, and only the relays' role may write to them.
 
 use std::collections::BTreeSet;
 
@@ -56,6 +56,9 @@ pub(super) struct Row {
     pub(super) agent_instance: String,
     /// Milliseconds since 1970.
     pub(super) since: i64,
+    /// The serial of the agent's certificate; empty if its relay does not state it.
+    #[serde(default)]
+    pub(super) certificate: String,
 }
 
 impl Notice {
@@ -100,7 +103,7 @@ pub(super) struct Heard {
 }
 
 impl Heard {
-    /// Adds a notice, if it is one; what this relay has told itself says nothing new.
+    /// Adds a notice, if it is one, and not of this relay itself.
     pub(super) fn add(&mut self, text: &str, own: &str) {
         let notice = match Notice::decode(text) {
             Some(notice) if notice.relay().0 != own => notice,
@@ -134,6 +137,7 @@ impl Row {
     pub(super) fn is_sound(&self) -> bool {
         throwline_certs::spiffe::check_cluster_name(&self.cluster).is_ok()
             && is_agent_instance(&self.agent_instance)
+            && is_serial(&self.certificate)
             && self.since >= 0
     }
 }
@@ -142,9 +146,14 @@ pub(super) fn is_instance(text: &str) -> bool {
     throwline_certs::spiffe::check_relay_instance(text).is_ok()
 }
 
-/// An agent chooses this itself; a NUL in it would be refused by the database for ever.
+/// An agent chooses this itself; a NUL in it would be refused by the database each time.
 pub(super) fn is_agent_instance(text: &str) -> bool {
     text.len() <= MOST_INSTANCE && !text.chars().any(char::is_control)
+}
+
+/// RFC 5280: 20 bytes at most; here in hexadecimal.
+fn is_serial(text: &str) -> bool {
+    text.len() <= 42 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 /// `HOST:PORT`.
@@ -173,6 +182,7 @@ mod tests {
                 cluster: "prod".into(),
                 agent_instance: "x".into(),
                 since: 5,
+                certificate: "4f".into(),
             },
         }
     }

@@ -1,5 +1,5 @@
-//! What a relay reads of the others: their heartbeats and their tunnels, all of them or those of
-//! which a notice told.
+//! What a relay reads of the others: their heartbeats and their tunnels, all of them or those that
+//! a notice names.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
@@ -9,17 +9,18 @@ use sqlx::postgres::PgConnection;
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::Shared;
-use super::link::{Lost, bounded, millis, tell};
 use super::notice::{Epoch, Heard, Notice, Row, is_address, is_instance};
+use super::query::{Lost, bounded, millis, notify};
 use super::remotes::Beat;
+use super::state::SyncState;
 
 /// Reads what notices were about.
 pub(super) async fn look_up(
-    shared: &Shared,
+    shared: &SyncState,
     connection: &mut PgConnection,
     heard: Heard,
 ) -> Result<(), Lost> {
+    // Relays before their tunnels: a tunnel of an unknown relay would be dropped.
     if heard.round {
         round(shared, &mut *connection).await?;
     }
@@ -36,6 +37,8 @@ pub(super) async fn look_up(
         let (relay, epoch, carrier) = tunnel;
         match row {
             Some(row) => state.remotes.up(&relay, epoch, row),
+            // The table decides, not the notice: Up and Down of one carrier may be read in either
+            // order.
             None => state.remotes.down(&relay, epoch, carrier, Instant::now()),
         }
     }
@@ -50,9 +53,9 @@ async fn tunnels(
     let relays: Vec<&str> = wanted.iter().map(|(relay, ..)| relay.as_str()).collect();
     let epochs: Vec<Epoch> = wanted.iter().map(|(_, epoch, _)| *epoch).collect();
     let carriers: Vec<i64> = wanted.iter().map(|(.., carrier)| *carrier).collect();
-    type Line = (String, Epoch, i64, String, String, i64);
+    type Line = (String, Epoch, i64, String, String, i64, String);
     let rows: Vec<Line> = sqlx::query_as(
-        "SELECT relay, wanted.started_at, carrier, cluster, agent_instance, since
+        "SELECT relay, wanted.started_at, carrier, cluster, agent_instance, since, certificate
          FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS wanted (relay, started_at, carrier)
          JOIN tunnels USING (relay, carrier)
          JOIN relays ON instance = relay AND relays.started_at = wanted.started_at",
@@ -62,12 +65,13 @@ async fn tunnels(
     .bind(carriers)
     .fetch_all(connection)
     .await?;
-    let of = |(relay, epoch, carrier, cluster, agent_instance, since): Line| {
+    let of = |(relay, epoch, carrier, cluster, agent_instance, since, certificate): Line| {
         let row = Row {
             carrier,
             cluster,
             agent_instance,
             since,
+            certificate,
         };
         row.is_sound().then_some(((relay, epoch, carrier), row))
     };
@@ -75,7 +79,7 @@ async fn tunnels(
 }
 
 /// Reads all heartbeats, then the tunnels of who is new, and removes the dead.
-pub(super) async fn round(shared: &Shared, connection: &mut PgConnection) -> Result<(), Lost> {
+pub(super) async fn round(shared: &SyncState, connection: &mut PgConnection) -> Result<(), Lost> {
     let beats = bounded(beats(&mut *connection)).await?;
     let round = shared.good_round(beats);
     for about in &round.load {
@@ -88,7 +92,7 @@ pub(super) async fn round(shared: &Shared, connection: &mut PgConnection) -> Res
 }
 
 async fn reap(
-    shared: &Shared,
+    shared: &SyncState,
     connection: &mut PgConnection,
     (instance, epoch): &(String, Epoch),
 ) -> Result<(), sqlx::Error> {
@@ -107,7 +111,7 @@ async fn reap(
             relay: instance.clone(),
             epoch: *epoch,
         };
-        tell(&mut tx, &[notice.encode()]).await?;
+        notify(&mut tx, &[notice.encode()]).await?;
         warn!(relay = %instance, "removed a relay that has fallen silent");
     }
     tx.commit().await
@@ -135,7 +139,10 @@ async fn beats(connection: &mut PgConnection) -> Result<Vec<Beat>, sqlx::Error> 
 }
 
 /// Every relay's tunnels.
-pub(super) async fn load_all(shared: &Shared, connection: &mut PgConnection) -> Result<(), Lost> {
+pub(super) async fn load_all(
+    shared: &SyncState,
+    connection: &mut PgConnection,
+) -> Result<(), Lost> {
     round(shared, &mut *connection).await?;
     for beat in bounded(beats(&mut *connection)).await? {
         bounded(load(shared, &mut *connection, &(beat.instance, beat.epoch))).await?;
@@ -144,23 +151,24 @@ pub(super) async fn load_all(shared: &Shared, connection: &mut PgConnection) -> 
 }
 
 pub(super) async fn load(
-    shared: &Shared,
+    shared: &SyncState,
     connection: &mut PgConnection,
     (instance, epoch): &(String, Epoch),
 ) -> Result<(), sqlx::Error> {
-    let rows: Vec<(i64, String, String, i64)> = sqlx::query_as(
-        "SELECT carrier, cluster, agent_instance, since
+    let rows: Vec<(i64, String, String, i64, String)> = sqlx::query_as(
+        "SELECT carrier, cluster, agent_instance, since, certificate
          FROM tunnels JOIN relays ON instance = relay WHERE instance = $1 AND started_at = $2",
     )
     .bind(instance)
     .bind(epoch)
     .fetch_all(connection)
     .await?;
-    let row = |(carrier, cluster, agent_instance, since)| Row {
+    let row = |(carrier, cluster, agent_instance, since, certificate)| Row {
         carrier,
         cluster,
         agent_instance,
         since,
+        certificate,
     };
     let rows = rows.into_iter().map(row).filter(Row::is_sound).collect();
     let mut state = shared.lock();

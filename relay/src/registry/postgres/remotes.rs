@@ -1,4 +1,4 @@
-//! The tunnels of the other relays, as last told. No I/O; the time is passed in.
+//! The tunnels of the other relays, as last read. No I/O; the time is passed in.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -8,10 +8,10 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::notice::{Epoch, Row};
-use crate::registry::{PeerRelay, Remote};
+use crate::registry::route::{PeerRelay, Remote};
 
-/// More remote tunnels than any set of relays has; whoever writes to the database cannot make us
-/// keep more. Worst case: about 300 bytes each.
+/// More remote tunnels than any set of relays has; a writer to the database cannot make this
+/// relay keep more. Worst case: about 300 bytes each.
 const MOST_TUNNELS: usize = 1_000_000;
 
 pub(super) struct Remotes {
@@ -21,7 +21,7 @@ pub(super) struct Remotes {
     relays: HashMap<String, Relay>,
     clusters: HashMap<String, Slot>,
     count: usize,
-    /// Since when every round succeeded; `None` while the database is away, when nobody is
+    /// Since when every round succeeded; `None` while the database is away, when no relay is
     /// judged by an old heartbeat.
     judging_since: Option<Instant>,
 }
@@ -51,7 +51,7 @@ pub(super) struct Beat {
     pub(super) age: Duration,
 }
 
-/// What a round of heartbeats asks to be done.
+/// The actions that follow from a round of heartbeats.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Round {
     /// Relays whose tunnels must be read.
@@ -72,14 +72,16 @@ impl Remotes {
         }
     }
 
-    /// The database is away: what is known is believed as it is.
+    /// The database is away: the last data stays in use.
     pub(super) fn away(&mut self) {
         self.judging_since = None;
     }
 
-    /// Takes in a round of heartbeats. A relay that was believed through an outage has one
+    /// Takes in a round of heartbeats. A relay that was kept through an outage has one
     /// heartbeat's life to show itself.
     pub(super) fn beats(&mut self, beats: Vec<Beat>, now: Instant) -> Round {
+        // Restarts after each outage: while the database was away, no relay could write a
+        // heartbeat.
         let since = *self.judging_since.get_or_insert(now);
         let named: BTreeSet<&str> = beats.iter().map(|beat| beat.instance.as_str()).collect();
         let vanished: Vec<String> = self
@@ -102,16 +104,20 @@ impl Remotes {
                 .is_some_and(|relay| relay.epoch == beat.epoch);
             let mut stale_at = now + self.life.saturating_sub(beat.age);
             if known {
+                // A relay that was alive before the outage has one life to reconnect.
                 stale_at = stale_at.max(since + self.life);
             }
             if stale_at <= now {
                 self.remove(&beat.instance, now);
                 if now >= since + self.life {
+                    // Reaped only after a whole life of observation, since it too may be about to
+                    // reconnect.
                     round.reap.push((beat.instance, beat.epoch));
                 }
                 continue;
             }
             if !known {
+                // Its epoch is new: the carriers of the former process of this name are gone.
                 self.remove(&beat.instance, now);
                 round.load.push((beat.instance.clone(), beat.epoch));
             }
@@ -167,6 +173,7 @@ impl Remotes {
                     },
                     agent_instance: row.agent_instance.clone(),
                     since: UNIX_EPOCH + Duration::from_millis(row.since.unsigned_abs()),
+                    certificate: row.certificate.clone(),
                 };
                 Some((relay.draining, remote))
             })
@@ -180,7 +187,7 @@ impl Remotes {
         self.clusters.get(cluster)?.gone_at
     }
 
-    /// Told whenever a remote tunnel of the cluster arrives.
+    /// Notified whenever a remote tunnel of the cluster arrives.
     pub(super) fn arrivals(&mut self, cluster: &str) -> Arc<Notify> {
         Arc::clone(&self.clusters.entry(cluster.to_owned()).or_default().arrived)
     }

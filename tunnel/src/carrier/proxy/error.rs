@@ -3,14 +3,13 @@
 use std::io;
 use std::time::Duration;
 
-use crate::carrier::DialError;
-
 /// A proxy's URL, or the variable that holds it, that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the proxy in {origin} cannot be used: {why}")]
 pub struct BadProxy {
     /// The flag or the variable.
     pub origin: &'static str,
+    /// What is wrong with the URL.
     pub why: &'static str,
 }
 
@@ -25,19 +24,23 @@ impl BadProxy {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ProxyFault {
+    /// The proxy's name does not resolve.
     #[error(
         "cannot be found: {0}; check its name in --proxy or HTTPS_PROXY, and this machine's DNS"
     )]
     Resolve(#[source] io::Error),
+    /// No TCP connection to the proxy.
     #[error(
         "cannot be connected to: {0}; check that it runs, and its address in --proxy or HTTPS_PROXY"
     )]
     Connect(#[source] io::Error),
-    /// Our own fault: nobody said whom to trust.
+    /// Our own fault: no trusted CA is configured.
     #[error("speaks TLS, and there is nothing to check its certificate against")]
     NoTrust,
+    /// The proxy's certificate is of no trusted CA.
     #[error("shows a certificate of an issuer that is unknown here; give its CA with --ca-file")]
     UnknownIssuer,
+    /// The proxy's certificate is for another name.
     #[error("shows a certificate for another name; write the name that its certificate has")]
     WrongHost,
     /// Expired, for example.
@@ -45,15 +48,18 @@ pub enum ProxyFault {
         "shows a certificate that cannot be accepted: {0}; tell its administrator, or set this machine's clock"
     )]
     BadCertificate(#[source] io::Error),
+    /// The TLS handshake failed for another reason.
     #[error(
         "did not complete the TLS handshake: {0}; if it does not speak TLS, its URL begins with http://"
     )]
     Tls(#[source] io::Error),
+    /// The proxy requires credentials.
     #[error(
-        "wants a user and a password (407); give them in its URL, http://USER:PASSWORD@HOST:PORT, \
+        "requires a user and a password (407); give them in its URL, http://USER:PASSWORD@HOST:PORT, \
          special characters percent-encoded"
     )]
     CredentialsMissing,
+    /// The proxy rejects the credentials.
     #[error(
         "does not accept the user and password in its URL (407); check them, and that special \
          characters in them are percent-encoded"
@@ -61,29 +67,51 @@ pub enum ProxyFault {
     CredentialsRefused,
     /// NTLM, Negotiate and the like.
     #[error(
-        "wants an authentication that is not supported ({offered}, 407); ask its administrator to \
+        "requires an authentication that is not supported ({offered}, 407); ask its administrator to \
          offer Basic, or to let this machine through to {to} without"
     )]
-    UnknownAuthentication { offered: String, to: String },
+    UnknownAuthentication {
+        /// What the proxy offers.
+        offered: String,
+        /// The destination of the tunnel.
+        to: String,
+    },
+    /// The proxy forbids this destination.
     #[error(
         "does not allow CONNECT to {to} (status {status}); ask its administrator to allow it, the port included"
     )]
-    Denied { to: String, status: u16 },
+    Denied {
+        /// The destination of the tunnel.
+        to: String,
+        /// The HTTP status.
+        status: u16,
+    },
+    /// The proxy cannot reach the destination.
     #[error(
         "has no connection to {to} (status {status}); check the relay's URL, and that the proxy can resolve and reach it"
     )]
-    NoWay { to: String, status: u16 },
+    NoWay {
+        /// The destination of the tunnel.
+        to: String,
+        /// The HTTP status.
+        status: u16,
+    },
+    /// The answer is not a proxy's.
     #[error(
         "answered, but not as an HTTP proxy ({0}); check its address, and whether it begins with https://"
     )]
-    NotAProxy(String),
+    NotAProxy(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The proxy closed the connection.
     #[error(
         "ended the connection without an answer: {0}; check that it is an HTTP proxy, and whether its URL begins with https://"
     )]
-    Lost(String),
+    Lost(#[source] hyper::Error),
+    /// A step did not end within its limit.
     #[error("did not answer within {after:?} while {phase}; check that it runs")]
     Timeout {
+        /// The step that was not finished.
         phase: &'static str,
+        /// The time limit.
         after: Duration,
     },
 }
@@ -119,15 +147,6 @@ impl ProxyFault {
             Self::NoWay { .. } => "proxy-no-way",
             Self::NotAProxy(_) | Self::Lost(_) => "not-a-proxy",
             Self::Timeout { .. } => "proxy-timeout",
-        }
-    }
-
-    /// What a failed connection means, when it was to the proxy.
-    pub(super) fn from_connecting(error: DialError) -> Self {
-        match error {
-            DialError::Resolve { source, .. } => Self::Resolve(source),
-            DialError::Connect { source, .. } => Self::Connect(source),
-            other => Self::Connect(io::Error::other(other)),
         }
     }
 

@@ -94,7 +94,7 @@ fn exceptions_are_names_with_all_below_networks_and_single_ports() {
 }
 
 #[test]
-fn a_proxy_that_was_told_is_for_every_relay() {
+fn a_proxy_that_was_configured_is_for_every_relay() {
     let proxies = Proxies::always("proxy.example", "--proxy").unwrap();
     for relay in [
         "https://relay.example",
@@ -158,10 +158,10 @@ fn what_cannot_be_used_names_its_variable_and_quotes_nothing() {
         ("http://a proxy", "URL"),
     ] {
         let error = environment(&[("https_proxy", url)]).unwrap_err();
-        let said = error.to_string();
-        assert!(said.contains("https_proxy"), "{url}: {said}");
-        assert!(said.contains(part), "{url}: {said}");
-        assert!(!said.contains("cret"), "{url}: {said}");
+        let text = error.to_string();
+        assert!(text.contains("https_proxy"), "{url}: {text}");
+        assert!(text.contains(part), "{url}: {text}");
+        assert!(!text.contains("cret"), "{url}: {text}");
         assert!(Proxies::always(url, "--proxy").is_err(), "{url}");
     }
 }

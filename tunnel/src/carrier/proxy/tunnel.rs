@@ -9,14 +9,14 @@ use hyper_util::rt::TokioIo;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::ProxyFault;
+use crate::PrefixedIo;
 use crate::carrier::socket::Socket;
-use crate::http1::Rewound;
 
 /// The longest head of an answer that is read. Squid's are below 1 KiB.
 const MAX_HEAD: usize = 16 * 1024;
 
 /// Asks the proxy at the other end of `socket` for a tunnel to `authority` (HOST:PORT). What the
-/// far end said already, in the same segment as the proxy's answer, is not lost.
+/// far end sent already, in the same segment as the proxy's answer, is not lost.
 pub(super) async fn ask(
     socket: Socket,
     authority: &str,
@@ -38,9 +38,9 @@ pub(super) async fn ask(
     let upgraded = hyper::upgrade::on(response).await.map_err(broken)?;
     drop(driver);
     let parts = upgraded.downcast::<TokioIo<Socket>>();
-    let parts = parts.map_err(|_| ProxyFault::NotAProxy("a foreign connection".to_owned()))?;
+    let parts = parts.map_err(|_| ProxyFault::NotAProxy("a foreign connection".into()))?;
     let (early, io) = (parts.read_buf, parts.io.into_inner());
-    Ok(Socket::Tunnel(Box::new(Rewound::new(early, io))))
+    Ok(Socket::Tunnel(Box::new(PrefixedIo::new(early, io))))
 }
 
 fn request(
@@ -57,14 +57,14 @@ fn request(
         request = request.header(header::PROXY_AUTHORIZATION, credentials);
     }
     let request = request.body(Empty::new());
-    request.map_err(|_| ProxyFault::NotAProxy(format!("it cannot be asked for {authority}")))
+    request.map_err(|_| ProxyFault::NotAProxy(format!("it cannot be asked for {authority}").into()))
 }
 
 fn broken(error: hyper::Error) -> ProxyFault {
     if error.is_parse() {
-        return ProxyFault::NotAProxy(error.to_string());
+        return ProxyFault::NotAProxy(error.into());
     }
-    ProxyFault::Lost(error.to_string())
+    ProxyFault::Lost(error)
 }
 
 fn refused(response: &Response<Incoming>, authority: &str, known: bool) -> ProxyFault {
@@ -80,7 +80,7 @@ fn refused(response: &Response<Incoming>, authority: &str, known: bool) -> Proxy
     match code {
         400..=499 => ProxyFault::Denied { to, status: code },
         500..=599 => ProxyFault::NoWay { to, status: code },
-        _ => ProxyFault::NotAProxy(format!("status {code} to CONNECT")),
+        _ => ProxyFault::NotAProxy(format!("status {code} to CONNECT").into()),
     }
 }
 

@@ -1,43 +1,42 @@
-//! A line without its I/O: bytes from the stream go in, bytes for the stream come out, and what a
-//! lost stream took with it is sent again on the next one.
+//! A line without its I/O: bytes from the stream go in, bytes for the stream come out, and payload
+//! that was lost with a stream is sent again on the next one.
 //!
 //! ```text
-//!              write ─▶ output ─▶ chunk ─▶ stream        attached
-//!                          └─▶ replay (until acknowledged) ─▶ chunk, after `attach`
-//!  read ◀─ waiting ◀─ input ◀─ stream
+//!              write ─▶ output ─▶ chunk ─▶ stream              attached
+//!                          └─▶ send buffer (until acknowledged) ─▶ chunk, after `attach`
+//!  read ◀─ unread ◀─ input ◀─ stream
 //! ```
+//! Three states, independent of one another, make up a line: whether a stream carries it
+//! (`Attachment`), how far its own end of data is (`SendState`), and how far the peer's
+//! ([`RecvState`](super::RecvState)). `ended` ends all three.
+//!
 //! **Invariant:** what `read` has handed out is a prefix of what the peer wrote, whatever streams
-//! were cut in between; `End` comes only behind the last byte before the peer's FIN.
+//! were cut in between; `End` follows only the last byte before the peer's FIN.
 
-use std::collections::VecDeque;
-use std::ops::Range;
+mod attachment;
+mod recv;
+mod send;
 
-use bytes::{Buf as _, BufMut, Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 
-use crate::piece::SEALED;
+use self::attachment::{Attached, Attachment, Pending};
+use self::recv::RecvHalf;
+use self::send::{SendHalf, SendState};
+use super::send_buffer::SendBuffer;
+use super::{Header, Position, ResetCode, Violation, kind, put, put_reset};
 
-use super::replay::Replay;
-use super::{
-    HEADER_LEN, Header, MAX_DATA, Position, Receiver, ResetCode, Sender, Violation, kind, parse,
-    put, put_reset,
-};
-
-/// Bytes gathered before they must be handed down: a piece of bulk whole. Below [`MAX_DATA`].
-const CORK: usize = SEALED;
-
-/// What a buffer for frames has at least; most hold one request.
-const FRAMES: usize = 4 * 1024;
-
-/// What the input may keep while a line waits.
-const SPARE: usize = 64 * 1024;
-
-/// Why a line is over before its end.
+/// Why a line ended early.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ended {
-    /// The peer's fault.
+    /// The peer broke the protocol.
     Violation(Violation),
-    /// The peer's decision.
-    Reset { code: ResetCode, reason: String },
+    /// The peer reset the line.
+    Reset {
+        /// The code.
+        code: ResetCode,
+        /// The reason, as text.
+        reason: String,
+    },
 }
 
 impl From<Violation> for Ended {
@@ -46,697 +45,579 @@ impl From<Violation> for Ended {
     }
 }
 
-/// What a read gave.
+/// The result of a read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Read {
+    /// So many bytes were read.
     Bytes(usize),
-    /// The peer's end; everything before it was read.
+    /// The peer's end of data; everything before it was read.
     End,
     /// More input is needed.
     Empty,
 }
 
+/// One end of a line.
 #[derive(Debug)]
 pub struct Machine {
-    recv: Receiver,
-    send: Sender,
-    /// Bytes of frames, as they come.
-    input: BytesMut,
-    /// Of the DATA frame at the front of `input`: bytes of payload still to come.
-    data_left: usize,
-    /// Payload taken in by a writer that waited for acknowledgements; at most a window.
-    waiting: VecDeque<Bytes>,
-    /// Bytes in it.
-    aside: usize,
-    /// Frames on their way down.
-    output: BytesMut,
-    /// Where in `output` the header of the DATA frame is that writes are still added to.
-    open: Option<usize>,
-    /// Payload in `output` that is to be kept for a replay.
-    framed: Vec<Range<usize>>,
-    /// What is being handed down.
-    leaving: Bytes,
-    /// `None`: a lost stream is the end.
-    replay: Option<Replay>,
-    /// From where on the replay goes out before anything else.
-    again: Option<u64>,
-    attached: bool,
+    recv: RecvHalf,
+    send: SendHalf,
+    attachment: Attachment,
+    /// Counts the streams that the line had, or was to have. Only a newer one can be attached.
     epoch: u64,
-    fin_said: bool,
-    /// A RESET goes out behind everything that was written, on whatever stream.
-    abandoned: bool,
-    /// Frames of which one is enough, however often they are owed.
-    due: Due,
-    /// The peer has our FIN.
-    done: bool,
-    asked_to_move: bool,
     ended: Option<Ended>,
-    heard: u64,
-    outstanding: u64,
-    /// Something waits to be handed down that the peer will answer, or that it takes as bulk goes on.
-    asks: bool,
-    replayed: u64,
-}
-
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-struct Due {
-    fin: bool,
-    done: bool,
-    ping: bool,
-    pong: bool,
-    leave: bool,
-    reset: bool,
+    received: u64,
+    unanswered: u64,
 }
 
 impl Machine {
-    /// `resumable`: keeps what is unacknowledged, at most the peer's window.
+    /// `resumable`: keeps unacknowledged payload, at most the peer's window.
     pub fn new(own_window: u32, peer_window: u32, resumable: bool) -> Self {
         Self {
-            recv: Receiver::new(own_window),
-            send: Sender::new(peer_window),
-            input: BytesMut::new(),
-            data_left: 0,
-            waiting: VecDeque::new(),
-            aside: 0,
-            output: BytesMut::new(),
-            open: None,
-            framed: Vec::new(),
-            leaving: Bytes::new(),
-            replay: resumable.then(Replay::default),
-            again: None,
-            attached: true,
+            recv: RecvHalf::new(own_window),
+            send: SendHalf::new(peer_window, resumable),
+            attachment: Attachment::Attached(Attached::default()),
             epoch: 0,
-            fin_said: false,
-            abandoned: false,
-            due: Due::default(),
-            done: false,
-            asked_to_move: false,
             ended: None,
-            heard: 0,
-            outstanding: 0,
-            asks: false,
-            replayed: 0,
+            received: 0,
+            unanswered: 0,
         }
     }
 
-    // ---- what comes in
+    // ---- receiving
 
     /// Where the stream's bytes are to be added.
     pub fn input(&mut self) -> &mut BytesMut {
-        &mut self.input
+        &mut self.recv.input
     }
 
     /// `n` bytes were added to the input.
     pub fn on_input(&mut self, n: usize) {
-        self.heard += n as u64;
-        self.outstanding = 0;
+        self.received += n as u64;
+        self.unanswered = 0;
     }
 
-    /// Hands out as much as fits of what has come. Frames already here are looked at, so that a FIN
-    /// is seen with the last bytes; what comes behind a FIN is not the reader's business.
+    /// Hands out as much received payload as fits. Frames that have already arrived are processed,
+    /// so that a FIN is seen together with the last bytes. Frames behind a FIN are left: they concern
+    /// the writer only.
+    ///
+    /// # Errors
+    /// The line has ended: the peer broke the protocol, or reset it.
     pub fn read(&mut self, out: &mut impl BufMut) -> Result<Read, Ended> {
-        let mut taken = 0;
-        while let Some(front) = self.waiting.front_mut()
-            && out.has_remaining_mut()
-        {
-            let n = front.len().min(out.remaining_mut());
-            out.put_slice(&front[..n]);
-            front.advance(n);
-            self.aside -= n;
-            taken += n;
-            if front.is_empty() {
-                self.waiting.pop_front();
-            }
-        }
-        // What is set aside was before what is in the input.
-        while self.waiting.is_empty() {
-            let n = self
-                .data_left
-                .min(self.input.len())
-                .min(out.remaining_mut());
-            if n > 0 {
-                out.put_slice(&self.input[..n]);
-                self.input.advance(n);
-                self.data_left -= n;
-                taken += n;
-            }
-            let stepped = match self.recv.is_ended() {
-                true => Ok(false),
-                false => self.step(),
+        let mut taken = self.recv.read_unread(out);
+        while !self.recv.has_unread() {
+            taken += self.recv.read_payload(out);
+            let stepped = if self.has_received_fin() {
+                Ok(false)
+            } else {
+                self.process_header()
             };
             match stepped {
                 Ok(true) if out.has_remaining_mut() => {}
+                // What was read before the error is delivered first; the error stays.
                 Err(ended) if taken == 0 => return Err(ended),
                 _ => break,
             }
         }
         if taken > 0 {
-            self.recv.consume(taken);
-            // Without a stream it would be lost; `attach` makes up for it.
-            if self.attached
-                && let Some(received) = self.recv.take_ack()
-            {
-                self.seal();
-                put(&mut self.output, kind::ACK, 0, received);
-                self.asks = true;
-            }
+            self.on_consumed(taken);
             return Ok(Read::Bytes(taken));
         }
-        match self.recv.is_finished() {
-            true => Ok(Read::End),
-            false => Ok(Read::Empty),
+        if self.recv.receiver.is_finished() {
+            Ok(Read::End)
+        } else {
+            Ok(Read::Empty)
         }
     }
 
-    /// Takes one frame in without a reader: payload is set aside, within the window. True if
-    /// something moved.
-    pub fn take_in(&mut self) -> Result<bool, Ended> {
-        Ok(self.set_aside() || self.step()?)
-    }
-
-    /// The same for a line that nobody reads any more.
-    pub fn take_in_and_drop(&mut self) -> Result<bool, Ended> {
-        let moved = self.take_in()?;
-        self.waiting.clear();
-        let dropped = std::mem::take(&mut self.aside);
-        if dropped > 0 {
-            self.recv.consume(dropped);
+    fn on_consumed(&mut self, n: usize) {
+        self.recv.receiver.consume(n);
+        // Without a stream an ACK would be lost; `attach` makes up for it.
+        if let Attachment::Attached(attached) = &mut self.attachment
+            && let Some(consumed) = self.recv.receiver.take_ack()
+        {
+            put(self.send.control(), kind::ACK, 0, consumed);
+            attached.expects_reply = true;
         }
-        Ok(moved)
     }
 
-    /// Takes one header off the input, if it is complete and no payload stands before it.
-    fn step(&mut self) -> Result<bool, Ended> {
+    /// Processes one frame without a reader: payload is buffered, within the window. True if there
+    /// was something to process.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn process_input(&mut self) -> Result<bool, Ended> {
+        Ok(self.recv.buffer_unread() || self.process_header()?)
+    }
+
+    /// The same for a line that has no reader any more: payload is acknowledged and dropped.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn process_and_discard(&mut self) -> Result<bool, Ended> {
+        let processed = self.process_input()?;
+        self.recv.discard_unread();
+        Ok(processed)
+    }
+
+    fn process_header(&mut self) -> Result<bool, Ended> {
         if let Some(ended) = &self.ended {
             return Err(ended.clone());
         }
-        if self.data_left > 0 {
-            return Ok(false);
-        }
-        let header = match parse(&self.input) {
-            Ok(Some(header)) => header,
+        let (header, kind) = match self.recv.next_header() {
+            Ok(Some(next)) => next,
             Ok(None) => return Ok(false),
-            Err(violation) => return Err(self.broken(violation)),
+            Err(violation) => return Err(self.end_with_violation(violation)),
         };
-        if let Header::Reset { len, .. } = header
-            && self.input.len() < HEADER_LEN + len
-        {
-            return Ok(false);
-        }
-        let kind = self.input[0];
-        self.input.advance(HEADER_LEN);
-        match self.take(header, kind) {
+        match self.on_header(header, kind) {
             Ok(()) => Ok(true),
-            Err(Ended::Violation(violation)) => Err(self.broken(violation)),
+            Err(Ended::Violation(violation)) => Err(self.end_with_violation(violation)),
             Err(reset) => {
                 self.ended = Some(reset.clone());
-                if self.replay.is_some() && self.attached {
-                    // All before it has come: whoever said it need not keep it any longer.
-                    self.seal();
-                    put(&mut self.output, kind::ACK, 0, self.recv.received());
+                if self.is_resumable() && self.is_attached() {
+                    // Everything before the RESET has arrived: its sender need not keep it.
+                    let received = self.recv.receiver.received();
+                    put(self.send.control(), kind::ACK, 0, received);
                 }
                 Err(reset)
             }
         }
     }
 
-    fn take(&mut self, header: Header, kind: u8) -> Result<(), Ended> {
-        let resumable = self.replay.is_some();
+    fn on_header(&mut self, header: Header, kind: u8) -> Result<(), Ended> {
+        let resumable = self.is_resumable();
         match header {
-            // Payload counts only behind a header that may stand here.
-            Header::Data { offset, len } => {
-                self.recv.on_data(offset, len)?;
-                self.data_left = len;
-            }
+            Header::Data { offset, len } => self.recv.on_data(offset, len)?,
             Header::Ack { received } => {
-                self.send.on_ack(received)?;
-                if let Some(replay) = &mut self.replay {
-                    replay.free_to(received);
-                }
+                self.send.sender.on_ack(received)?;
+                self.send.on_arrived(received);
             }
             Header::Fin { end } => {
-                self.recv.on_fin(end)?;
-                self.due.done = resumable;
+                self.recv.receiver.on_fin(end)?;
+                if resumable {
+                    // An ACK has no offset for a FIN: only DONE lets the peer forget the line.
+                    self.attachment.queue(Pending::DONE);
+                }
             }
             Header::Reset { code, len } => {
-                let reason = self.input.split_to(len);
+                // `next_header` has waited for the whole reason.
+                let reason = self.recv.input.split_to(len);
                 let reason = String::from_utf8_lossy(&reason).into_owned();
                 return Err(Ended::Reset { code, reason });
             }
-            Header::Done { end } if resumable && self.fin_said && end == self.send.sent() => {
-                self.done = true;
-                if let Some(replay) = &mut self.replay {
-                    replay.free_to(end);
+            // Only behind this side's FIN and for its offset: an early DONE would free bytes that
+            // the peer has not received.
+            Header::Done { end } if resumable && self.is_done_expected(end) => {
+                self.send.state = SendState::FinAcked;
+                self.send.on_arrived(end);
+            }
+            Header::Ping if resumable => self.attachment.queue(Pending::PONG),
+            // That it arrived is its whole meaning.
+            Header::Pong if resumable => {}
+            Header::Move if resumable => {
+                if let Attachment::Attached(attached) = &mut self.attachment {
+                    attached.move_requested = true;
                 }
             }
-            Header::Ping if resumable => self.due.pong = true,
-            // Its bytes were what was asked for.
-            Header::Pong if resumable => {}
-            Header::Move if resumable => self.asked_to_move = true,
             _ => return Err(Violation::OutOfPlace(kind).into()),
         }
         Ok(())
     }
 
-    /// Moves payload out of the way of the frames behind it. The window bounds how much.
-    fn set_aside(&mut self) -> bool {
-        let n = self.data_left.min(self.input.len());
-        if n > 0 {
-            self.data_left -= n;
-            self.aside += n;
-            let payload = self.input.split_to(n).freeze();
-            self.waiting.push_back(payload);
-        }
-        n > 0
+    fn is_done_expected(&self, end: u64) -> bool {
+        let has_fin = matches!(self.send.state, SendState::FinSent | SendState::FinAcked);
+        has_fin && end == self.send.sender.sent()
     }
 
-    /// Gives back what a burst has left, before the line waits.
-    pub fn shrink(&mut self) {
-        if self.input.is_empty() && self.input.capacity() > SPARE {
-            self.input = BytesMut::new();
-        }
-    }
-
-    /// Gives back all room that nothing is in, of a line that rests.
-    pub fn rest(&mut self) {
-        if self.input.is_empty() {
-            self.input = BytesMut::new();
-        }
-        if self.output.is_empty() {
-            self.output = BytesMut::new();
-        }
-        if self.waiting.is_empty() {
-            self.waiting = VecDeque::new();
-        }
-    }
-
-    /// There is payload that a reader could have now.
-    pub fn has_waiting(&self) -> bool {
-        !self.waiting.is_empty() || (self.data_left > 0 && !self.input.is_empty())
-    }
-
-    fn broken(&mut self, violation: Violation) -> Ended {
-        let ended = Ended::Violation(violation);
+    fn end_with_violation(&mut self, violation: Violation) -> Ended {
+        // The first cause stays.
         if self.ended.is_none() {
-            if let Ended::Violation(violation) = &ended {
-                self.reset(ResetCode::Protocol, &violation.to_string());
-            }
-            self.ended = Some(ended.clone());
+            self.reset(ResetCode::Protocol, &violation.to_string());
+            self.ended = Some(Ended::Violation(violation.clone()));
         }
-        ended
+        Ended::Violation(violation)
     }
 
-    /// Lets a stream go on which frames were dropped, doubled or in another order, instead of the
-    /// line: what has been taken so far was in order, and the rest comes again. Not for a RESET.
-    pub fn forgive(&mut self) -> bool {
-        if self.replay.is_none() || !matches!(self.ended, Some(Ended::Violation(_))) {
+    /// Detaches from a stream on which frames were dropped, doubled or reordered, instead of ending
+    /// the line: what was processed so far was in order, and the rest is sent again. False: the line
+    /// has to end, because the peer has reset it or it cannot be resumed.
+    pub fn drop_stream(&mut self) -> bool {
+        if !self.is_resumable() || !matches!(self.ended, Some(Ended::Violation(_))) {
             return false;
         }
         self.ended = None;
-        self.input = BytesMut::new();
+        // Nothing behind the violation counts.
+        self.recv.input = BytesMut::new();
         self.detach();
         true
     }
 
-    // ---- what goes out
+    /// Frees the input's capacity after a burst, before the line waits for more.
+    pub fn shrink_input(&mut self) {
+        self.recv.shrink_input();
+    }
+
+    /// Frees all capacity that holds nothing, on an idle line.
+    pub fn release_memory(&mut self) {
+        self.recv.release_memory();
+        self.send.release_memory();
+    }
+
+    /// There is payload that a reader could take now.
+    pub fn is_readable(&self) -> bool {
+        self.recv.is_readable()
+    }
+
+    /// Payload buffered until the reader takes it.
+    pub fn unread(&self) -> usize {
+        self.recv.unread_bytes()
+    }
+
+    // ---- sending
 
     /// Takes what window, frame and cork allow; 0 when there is no room.
     pub fn write(&mut self, buf: &[u8]) -> usize {
-        if self.fin_said || self.abandoned {
-            return 0;
-        }
-        let most = self
-            .send
-            .room()
-            .min(CORK.saturating_sub(self.output.len()))
-            .min(MAX_DATA);
-        let n = buf.len().min(most);
+        let n = self.send.room(buf.len());
         if n == 0 {
             return 0;
         }
-        if self.room_in_frame() < n {
-            self.seal();
-            // Where it costs no write of its own: what waits here for the next 128 KiB is kept
-            // over there.
-            let ack = self.small_ack();
-            let need = n + 2 * HEADER_LEN;
-            if self.output.capacity() - self.output.len() < need {
-                // Bulk comes in pieces: what grew for each of them would be copied for each.
-                let enough = if n < FRAMES { FRAMES } else { CORK };
-                self.output.reserve(need.max(enough));
-            }
-            if let Some(received) = ack {
-                put(&mut self.output, kind::ACK, 0, received);
-            }
-            self.open = Some(self.output.len());
-            put(&mut self.output, kind::DATA, 0, self.send.sent());
+        if !self.send.append(&buf[..n]) {
+            // An acknowledgement beside data costs no further write, and lets the peer free what
+            // it would otherwise keep until the next 128 KiB.
+            let ack = self.take_small_ack();
+            self.send.begin_frame(n, ack);
+            let appended = self.send.append(&buf[..n]);
+            debug_assert!(appended, "a new frame has room");
         }
-        self.output.extend_from_slice(&buf[..n]);
-        self.send.advance(n);
-        self.asks = true;
+        self.attachment.expect_reply();
         n
     }
 
-    /// What was ever written, and how much of it the peer has read.
+    /// Offset behind everything written so far.
     pub fn sent(&self) -> u64 {
-        self.send.sent()
+        self.send.sender.sent()
     }
 
+    /// How much of it the peer has read.
     pub fn acked(&self) -> u64 {
-        self.send.acked()
+        self.send.sender.acked()
     }
 
-    /// See [`Sender::may_grow`].
-    pub fn may_grow(&self) -> u64 {
-        self.send.may_grow()
+    /// See [`Sender::growth`](super::Sender::growth).
+    pub fn window_growth(&self) -> u64 {
+        self.send.sender.growth()
     }
 
     /// Uses more of the peer's window.
-    pub fn grow(&mut self, by: u64) {
-        self.send.grow(by);
+    pub fn grow_window(&mut self, by: u64) {
+        self.send.sender.grow(by);
     }
 
-    /// Uses as much of it as at first; false: too much is on the way.
+    /// Uses only the initial window again; false: too much is unacknowledged.
     pub fn shrink_window(&mut self) -> bool {
-        self.send.shrink()
-    }
-
-    /// Payload that was set aside for a reader.
-    pub fn aside(&self) -> usize {
-        self.aside
+        self.send.sender.shrink()
     }
 
     /// Whether the peer's window has room.
     pub fn has_room(&self) -> bool {
-        self.send.room() > 0
+        self.send.sender.room() > 0
     }
 
-    /// Whether half of the window or more is on the way.
+    /// Whether half of the window or more is unacknowledged.
     pub fn is_window_half_used(&self) -> bool {
-        self.send.is_half_used()
+        self.send.sender.is_half_used()
     }
 
     /// Whether what was gathered must be handed down before more is written.
     pub fn is_corked(&self) -> bool {
-        self.output.len() + HEADER_LEN >= CORK
+        self.send.is_corked()
     }
 
-    /// Says FIN, behind everything that was written.
+    /// Sends FIN, behind everything that was written. No effect after a FIN or a RESET.
     pub fn finish(&mut self) {
-        if !self.fin_said {
-            self.fin_said = true;
-            self.due.fin = true;
-            self.asks = true;
+        if self.send.state == SendState::Open {
+            self.send.state = SendState::FinSent;
+            self.attachment.queue_request(Pending::FIN);
         }
     }
 
-    /// Says RESET; nothing counts after it.
+    /// Sends RESET at once, on this stream only; frames behind it do not count.
     pub fn reset(&mut self, code: ResetCode, reason: &str) {
-        self.seal();
-        put_reset(&mut self.output, code, reason);
+        put_reset(self.send.control(), code, reason);
     }
 
-    /// Says RESET behind everything that was written, also when that has to go again.
-    pub fn abandon(&mut self) {
-        self.abandoned = true;
-        self.due.reset = true;
+    /// Sends RESET behind everything that was written, also when that has to be sent again. A code
+    /// that was given before stays.
+    pub fn reset_after_data(&mut self) {
+        let code = match self.send.state {
+            SendState::Reset { code } => code,
+            _ => ResetCode::Abandoned,
+        };
+        self.reset_after_data_with(code);
     }
 
-    /// Asks for a sign of life.
+    /// The same, with this code.
+    pub fn reset_after_data_with(&mut self, code: ResetCode) {
+        self.send.state = SendState::Reset { code };
+        self.attachment.queue(Pending::RESET);
+    }
+
+    /// Sends PING, which the peer answers.
     pub fn ping(&mut self) {
-        self.due.ping = true;
-        self.asks = true;
+        self.attachment.queue_request(Pending::PING);
     }
 
-    /// Asks the peer to take the line up over another carrier.
-    pub fn ask_to_move(&mut self) {
-        self.due.leave = true;
-        self.asks = true;
+    /// Asks the peer to resume the line over another carrier.
+    pub fn request_move(&mut self) {
+        self.attachment.queue_request(Pending::MOVE);
     }
 
-    /// Acknowledges the little that is left, because the line rests.
+    /// Acknowledges the little that [`Receiver::take_ack`](super::Receiver::take_ack) leaves, on an
+    /// idle line.
     pub fn acknowledge_all(&mut self) {
-        if self.open.is_none()
-            && let Some(received) = self.small_ack()
+        if !self.send.has_open_frame()
+            && let Some(consumed) = self.take_small_ack()
         {
-            put(&mut self.output, kind::ACK, 0, received);
+            put(self.send.control(), kind::ACK, 0, consumed);
         }
     }
 
-    fn small_ack(&mut self) -> Option<u64> {
+    fn take_small_ack(&mut self) -> Option<u64> {
         // Without a stream it would be lost.
-        self.attached.then(|| self.recv.take_small_ack()).flatten()
+        match self.attachment {
+            Attachment::Attached(_) => self.recv.receiver.take_small_ack(),
+            Attachment::Detached => None,
+        }
     }
 
     /// Something waits to be handed down that no writer will flush.
     pub fn has_frames(&self) -> bool {
-        self.open.is_none() && self.has_output()
+        !self.send.has_open_frame() && self.has_output()
     }
 
     /// Something waits to be handed down.
     pub fn has_output(&self) -> bool {
-        !self.leaving.is_empty()
-            || !self.output.is_empty()
-            || self.again.is_some()
-            || self.due != Due::default()
+        let attached = self.attachment.attached();
+        self.send.has_output() || attached.is_some_and(Attached::has_output)
     }
 
-    /// The next bytes for the stream, until there are none. While there is no stream, what was
-    /// gathered is only kept.
+    /// The next bytes for the stream; `None` when there are none. Without a stream, frames gathered
+    /// so far are only kept.
     pub fn chunk(&mut self) -> Option<&[u8]> {
-        if !self.attached {
-            if !self.output.is_empty() {
-                self.harvest();
+        let Self {
+            recv,
+            send,
+            attachment,
+            ..
+        } = self;
+        let Attachment::Attached(attached) = attachment else {
+            if send.has_output() {
+                send.flush_to_buffer();
             }
             return None;
+        };
+        if attached.chunk.is_empty() {
+            attached.chunk = next_chunk(send, attached, recv.receiver.received());
         }
-        if self.leaving.is_empty() {
-            self.leaving = self.next_chunk();
-        }
-        (!self.leaving.is_empty()).then_some(&self.leaving[..])
+        (!attached.chunk.is_empty()).then_some(&attached.chunk[..])
     }
 
     /// `n` bytes of the last chunk were handed down.
     pub fn on_written(&mut self, n: usize) {
-        self.leaving.advance(n);
-        // What only answers, a PONG or the last ACK of a line that rests, is not answered: were it
-        // waited for, two ends that rest would ask each other for ever.
-        if self.asks {
-            self.outstanding += n as u64;
-            self.asks = !self.leaving.is_empty() || !self.output.is_empty() || self.again.is_some();
-        }
-    }
-
-    fn next_chunk(&mut self) -> Bytes {
-        if let Some(from) = self.again {
-            return self.chunk_again(from);
-        }
-        let due = std::mem::take(&mut self.due);
-        if due != Due::default() {
-            self.seal();
-        }
-        let one = |out: &mut BytesMut, is_due, kind, value| {
-            if is_due {
-                put(out, kind, 0, value);
-            }
-        };
-        one(&mut self.output, due.pong, kind::PONG, 0);
-        one(&mut self.output, due.ping, kind::PING, 0);
-        one(&mut self.output, due.leave, kind::MOVE, 0);
-        one(&mut self.output, due.done, kind::DONE, self.recv.received());
-        one(&mut self.output, due.fin, kind::FIN, self.send.sent());
-        if due.reset {
-            put_reset(&mut self.output, ResetCode::Abandoned, "");
-        }
-        self.harvest()
-    }
-
-    fn chunk_again(&mut self, from: u64) -> Bytes {
-        let Some(replay) = &self.replay else {
-            self.again = None;
-            return Bytes::new();
-        };
-        let mut out = BytesMut::with_capacity(CORK + HEADER_LEN);
-        let mut at = from;
-        while out.len() < CORK
-            && let Some(piece) = replay.piece(at)
+        if let Attachment::Attached(attached) = &mut self.attachment
+            && attached.on_written(n, self.send.has_output())
         {
-            let n = piece.len().min(CORK);
-            // At most CORK.
-            put(&mut out, kind::DATA, n as u16, at);
-            out.extend_from_slice(&piece[..n]);
-            at += n as u64;
-        }
-        self.replayed += at - from;
-        self.again = (at < replay.end()).then_some(at);
-        out.freeze()
-    }
-
-    /// Takes what was gathered, and keeps its payload if it may have to go again.
-    fn harvest(&mut self) -> Bytes {
-        self.seal();
-        let chunk = self.output.split().freeze();
-        if let Some(replay) = &mut self.replay {
-            for range in self.framed.drain(..) {
-                replay.push(chunk.slice(range));
-            }
-        }
-        chunk
-    }
-
-    /// No more bytes are added to the frame that is open.
-    fn seal(&mut self) {
-        if let Some(at) = self.open.take() {
-            let payload = at + HEADER_LEN..self.output.len();
-            // `room_in_frame` keeps it within MAX_DATA.
-            let len = (payload.len() as u16).to_be_bytes();
-            self.output[at + 2..at + 4].copy_from_slice(&len);
-            if self.replay.is_some() {
-                self.framed.push(payload);
-            }
+            self.unanswered += n as u64;
         }
     }
 
-    fn room_in_frame(&self) -> usize {
-        match self.open {
-            Some(at) => MAX_DATA - (self.output.len() - at - HEADER_LEN),
-            None => 0,
-        }
-    }
+    // ---- streams
 
-    // ---- streams that come and go
-
-    /// The stream is lost, or is to be. What has come whole is kept, the rest of it will come again.
+    /// The stream is lost, or is to be replaced. What has arrived whole is kept; the rest will be
+    /// sent again.
     pub fn detach(&mut self) {
-        if !self.attached {
+        if !self.is_attached() {
             return;
         }
-        // A violation or a RESET among it has its word in `ended`.
-        while let Ok(true) = self.take_in() {}
-        self.attached = false;
-        self.harvest();
-        self.leaving = Bytes::new();
-        self.again = None;
-        self.asked_to_move = false;
-        self.due = Due::default();
-        self.recv.interrupt(std::mem::take(&mut self.data_left));
-        self.input = BytesMut::new();
+        // A violation or a RESET in the input is remembered in `ended`.
+        while let Ok(true) = self.process_input() {}
+        self.attachment = Attachment::Detached;
+        // Payload that was not handed down waits for the next stream; `attach` makes control frames
+        // again from the state.
+        self.send.flush_to_buffer();
+        self.recv.interrupt();
     }
 
-    /// Fences the present stream: from now on only one of `epoch` or later counts. The position is
-    /// what the peer must be told. `None`: that epoch is not newer, or the line is over.
+    /// Fences off the present stream: from now on only one of `epoch` or later counts. The position
+    /// is for the peer. `None`: that epoch is not newer, or the line has ended.
     pub fn fence(&mut self, epoch: u64) -> Option<Position> {
-        if epoch <= self.epoch || self.ended.is_some() || self.replay.is_none() {
+        if epoch <= self.epoch || self.ended.is_some() || !self.is_resumable() {
             return None;
         }
+        // Before the position is taken: what has arrived whole on the old stream is part of it.
         self.detach();
         self.epoch = epoch;
-        Some(self.recv.interrupt(0))
+        Some(self.recv.interrupt())
     }
 
-    /// Goes on over a stream of this epoch, with a peer that stands at `peer`.
+    /// Continues on a stream of this epoch, with a peer at position `peer`.
     ///
     /// # Errors
-    /// A peer that says what cannot be. The line stays as it is, without a stream.
+    /// The position is impossible. The line stays as it is, without a stream.
     pub fn attach(&mut self, epoch: u64, peer: Position) -> Result<(), Violation> {
-        let is_next = epoch == self.epoch && !self.attached && self.ended.is_none();
-        if !is_next || (peer.ended && !self.fin_said) {
+        let is_fenced = epoch == self.epoch && !self.is_attached() && self.ended.is_none();
+        // A peer cannot have a FIN that was not sent, nor have it before the data.
+        let is_end_possible =
+            !peer.ended || (self.has_sent_fin() && peer.received == self.send.sender.sent());
+        if !is_fenced || !is_end_possible {
             return Err(Violation::Position);
         }
-        let ended_early = peer.ended && peer.received != self.send.sent();
-        if ended_early {
-            return Err(Violation::Position);
-        }
-        self.send.on_position(peer)?;
-        let sent = self.send.sent();
-        if let Some(replay) = &mut self.replay {
-            // What has arrived there is not lost again.
-            replay.free_to(peer.received);
-        }
-        self.again = (peer.received < sent).then_some(peer.received);
-        self.done |= peer.ended;
-        // Our position has told the peer whether we have its end.
-        self.due = Due {
-            fin: self.fin_said && !peer.ended,
-            reset: self.abandoned,
-            ..Due::default()
+        self.send.sender.on_position(peer)?;
+        self.send.on_arrived(peer.received);
+        let sent = self.send.sender.sent();
+        let mut attached = Attached {
+            retransmit_from: (peer.received < sent).then_some(peer.received),
+            ..Attached::default()
         };
-        self.outstanding = 0;
-        self.asks = self.again.is_some() || self.due.fin;
-        self.attached = true;
+        // Retransmitted payload is acknowledged, so silence behind it is the sign of a stalled
+        // path.
+        attached.expects_reply = attached.retransmit_from.is_some();
+        // DONE is not repeated: the position that this side has sent carries the same.
+        match self.send.state {
+            SendState::FinSent | SendState::FinAcked if peer.ended => {
+                self.send.state = SendState::FinAcked;
+            }
+            SendState::FinSent | SendState::FinAcked => {
+                attached.pending.insert(Pending::FIN);
+                attached.expects_reply = true;
+            }
+            // The first RESET may have been lost with the stream.
+            SendState::Reset { .. } => attached.pending.insert(Pending::RESET),
+            SendState::Open => {}
+        }
+        self.attachment = Attachment::Attached(attached);
+        self.unanswered = 0;
         // What was read while there was no stream.
         self.acknowledge_all();
         Ok(())
     }
 
+    /// A stream carries the line.
     pub fn is_attached(&self) -> bool {
-        self.attached
+        self.attachment.attached().is_some()
     }
 
-    /// What a lost stream took is still going out again.
-    pub fn is_replaying(&self) -> bool {
-        self.again.is_some()
+    /// Payload that was lost with a stream is being sent again.
+    pub fn is_retransmitting(&self) -> bool {
+        let attached = self.attachment.attached();
+        attached.is_some_and(|attached| attached.retransmit_from.is_some())
     }
 
+    /// Counts the streams of the line.
     pub fn epoch(&self) -> u64 {
         self.epoch
     }
 
+    /// Both ends have agreed that the line may be without a stream.
     pub fn is_resumable(&self) -> bool {
-        self.replay.is_some()
+        self.send.is_resumable()
     }
 
-    // ---- what is known
+    // ---- state
 
+    /// Why the line ended early, if it has.
     pub fn ended(&self) -> Option<&Ended> {
         self.ended.as_ref()
     }
 
-    pub fn fin_said(&self) -> bool {
-        self.fin_said
+    /// This side's FIN was sent, or waits to be.
+    pub fn has_sent_fin(&self) -> bool {
+        matches!(self.send.state, SendState::FinSent | SendState::FinAcked)
     }
 
-    /// Let go of before its end.
-    pub fn is_abandoned(&self) -> bool {
-        self.abandoned
+    /// This side resets the line behind what it has written.
+    pub fn is_reset(&self) -> bool {
+        matches!(self.send.state, SendState::Reset { .. })
     }
 
-    /// The peer has said its end.
-    pub fn has_peer_ended(&self) -> bool {
-        self.recv.is_ended()
+    /// FIN has arrived.
+    pub fn has_received_fin(&self) -> bool {
+        self.recv.receiver.has_fin()
     }
 
-    /// The peer has all that was ever written, and knows that this was all.
+    /// The peer has everything that was ever written, and the FIN. A line that is not resumable
+    /// has no acknowledgement of a FIN, and relies on its stream.
     pub fn is_delivered(&self) -> bool {
-        self.fin_said && (self.done || self.replay.is_none())
+        match self.send.state {
+            SendState::FinAcked => true,
+            SendState::FinSent => !self.is_resumable(),
+            SendState::Open | SendState::Reset { .. } => false,
+        }
     }
 
-    /// Both sides have said their end and know that the other one has it: the stream may go.
+    /// Both sides have sent FIN and know that it has arrived: the stream may be closed.
     pub fn is_settled(&self) -> bool {
-        self.is_delivered() && self.recv.is_ended() && !self.has_output()
+        self.is_delivered() && self.has_received_fin() && !self.has_output()
     }
 
-    pub fn asked_to_move(&self) -> bool {
-        self.asked_to_move
+    /// The peer has asked for the line to be resumed over another carrier.
+    pub fn is_move_requested(&self) -> bool {
+        let attached = self.attachment.attached();
+        attached.is_some_and(|attached| attached.move_requested)
     }
 
-    /// Bytes that ever came in.
-    pub fn heard(&self) -> u64 {
-        self.heard
+    /// Bytes received, ever.
+    pub fn received(&self) -> u64 {
+        self.received
     }
 
-    /// Bytes that went out since the last that came in, among them some that are answered.
-    pub fn outstanding(&self) -> u64 {
-        self.outstanding
+    /// Bytes sent since the last that were received, among them some that are answered.
+    pub fn unanswered(&self) -> u64 {
+        self.unanswered
     }
 
-    /// Bytes that were sent again.
-    pub fn replayed(&self) -> u64 {
-        self.replayed
+    /// Bytes sent again, ever.
+    pub fn retransmitted(&self) -> u64 {
+        self.send.retransmitted()
     }
 
     /// Bytes kept until they are acknowledged.
-    pub fn kept(&self) -> u64 {
-        self.replay.as_ref().map_or(0, Replay::len)
+    pub fn buffered(&self) -> u64 {
+        self.send.buffer.as_ref().map_or(0, SendBuffer::len)
+    }
+}
+
+/// A retransmission goes first, since the peer takes payload in order only; then control frames
+/// behind what was written.
+fn next_chunk(send: &mut SendHalf, attached: &mut Attached, received: u64) -> Bytes {
+    if let Some(from) = attached.retransmit_from {
+        let (chunk, rest) = send.retransmit(from);
+        attached.retransmit_from = rest;
+        return chunk;
+    }
+    let pending = std::mem::take(&mut attached.pending);
+    if !pending.is_empty() {
+        put_pending(send, pending, received);
+    }
+    send.flush_to_buffer()
+}
+
+fn put_pending(send: &mut SendHalf, pending: Pending, received: u64) {
+    let (state, sent) = (send.state, send.sender.sent());
+    let out = send.control();
+    for (frame, kind, value) in [
+        (Pending::PONG, kind::PONG, 0),
+        (Pending::PING, kind::PING, 0),
+        (Pending::MOVE, kind::MOVE, 0),
+        (Pending::DONE, kind::DONE, received),
+        (Pending::FIN, kind::FIN, sent),
+    ] {
+        if pending.contains(frame) {
+            put(out, kind, 0, value);
+        }
+    }
+    if let SendState::Reset { code } = state
+        && pending.contains(Pending::RESET)
+    {
+        put_reset(out, code, "");
     }
 }

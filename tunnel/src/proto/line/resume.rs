@@ -1,6 +1,6 @@
-//! Who may take a line up again: whoever holds the key that both ends of its sealed session drew
-//! from that session (RFC 8446, 7.5). A relay never has it, so it can neither resume a line nor
-//! change what is said when one is resumed.
+//! Authenticates the resumption of a line, by a key that both ends of its sealed session export from
+//! that session (RFC 8446, 7.5). A relay never has the key, so it can neither resume a line nor alter
+//! the exchange that resumes one.
 
 use aws_lc_rs::hmac;
 
@@ -13,8 +13,9 @@ pub const LABEL: &[u8] = b"EXPORTER-throwline-line-resume";
 /// Length of a line's id, and of a nonce.
 pub const ID_LEN: usize = 16;
 
-const ASKED: &[u8] = b"throwline line resume";
-const ANSWERED: &[u8] = b"throwline line resumed";
+const RESUME: &[u8] = b"throwline line resume";
+const RESUMED: &[u8] = b"throwline line resumed";
+const CREDENTIAL: &[u8] = b"throwline line credential";
 
 /// The key of one line.
 #[derive(Clone)]
@@ -27,14 +28,20 @@ impl std::fmt::Debug for Key {
 }
 
 impl Key {
-    /// From what the session's exporter gave for [`LABEL`], with the line's id as context.
+    /// From the session's exporter with [`LABEL`], and the line's id as context.
     pub fn new(secret: &[u8; 32]) -> Self {
         Self(hmac::Key::new(hmac::HMAC_SHA256, secret))
     }
 
     /// The local proxy's RESUME.
-    pub fn ask(&self, line: &[u8], epoch: u64, nonce: [u8; ID_LEN], at: Position) -> LineResume {
-        let mut asked = LineResume {
+    pub fn sign_resume(
+        &self,
+        line: &[u8],
+        epoch: u64,
+        nonce: [u8; ID_LEN],
+        at: Position,
+    ) -> LineResume {
+        let mut resume = LineResume {
             line_id: line.to_vec(),
             nonce: nonce.to_vec(),
             received: at.received,
@@ -42,38 +49,49 @@ impl Key {
             ended: at.ended,
             mac: Vec::new(),
         };
-        asked.mac = self.tag(&asked_parts(&asked, epoch));
-        asked
+        resume.mac = self.tag(&resume_parts(&resume, epoch));
+        resume
     }
 
     /// Whether a RESUME is from the other end of the session, and of this epoch.
-    pub fn has_asked(&self, asked: &LineResume, epoch: u64) -> bool {
-        asked.nonce.len() == ID_LEN && self.verify(&asked_parts(asked, epoch), &asked.mac)
+    pub fn verify_resume(&self, resume: &LineResume, epoch: u64) -> bool {
+        resume.nonce.len() == ID_LEN && self.verify(&resume_parts(resume, epoch), &resume.mac)
     }
 
     /// The agent's OK to it.
-    pub fn answer(
+    pub fn sign_resumed(
         &self,
-        asked: &LineResume,
+        resume: &LineResume,
         epoch: u64,
         nonce: [u8; ID_LEN],
         at: Position,
     ) -> LineResumed {
-        let mut answered = LineResumed {
+        let mut resumed = LineResumed {
             nonce: nonce.to_vec(),
             received: at.received,
             consumed: at.consumed,
             ended: at.ended,
             mac: Vec::new(),
         };
-        answered.mac = self.tag(&answered_parts(asked, &answered, epoch));
-        answered
+        resumed.mac = self.tag(&resumed_parts(resume, &resumed, epoch));
+        resumed
     }
 
     /// Whether an OK is from the other end of the session, and to this RESUME.
-    pub fn has_answered(&self, asked: &LineResume, answered: &LineResumed, epoch: u64) -> bool {
-        answered.nonce.len() == ID_LEN
-            && self.verify(&answered_parts(asked, answered, epoch), &answered.mac)
+    pub fn verify_resumed(&self, resume: &LineResume, resumed: &LineResumed, epoch: u64) -> bool {
+        resumed.nonce.len() == ID_LEN
+            && self.verify(&resumed_parts(resume, resumed, epoch), &resumed.mac)
+    }
+
+    /// The local proxy's proof that it presents the certificate with this SHA-256 fingerprint for the
+    /// line.
+    pub fn sign_credential(&self, line: &[u8], fingerprint: &[u8; 32]) -> Vec<u8> {
+        self.tag(&credential_parts(line, fingerprint))
+    }
+
+    /// Whether that proof is from the other end of the session.
+    pub fn verify_credential(&self, line: &[u8], fingerprint: &[u8; 32], mac: &[u8]) -> bool {
+        self.verify(&credential_parts(line, fingerprint), mac)
     }
 
     fn tag(&self, message: &[u8]) -> Vec<u8> {
@@ -87,47 +105,55 @@ impl Key {
 }
 
 impl From<&LineResume> for Position {
-    fn from(asked: &LineResume) -> Self {
+    fn from(resume: &LineResume) -> Self {
         Self {
-            received: asked.received,
-            consumed: asked.consumed,
-            ended: asked.ended,
+            received: resume.received,
+            consumed: resume.consumed,
+            ended: resume.ended,
         }
     }
 }
 
 impl From<&LineResumed> for Position {
-    fn from(answered: &LineResumed) -> Self {
+    fn from(resumed: &LineResumed) -> Self {
         Self {
-            received: answered.received,
-            consumed: answered.consumed,
-            ended: answered.ended,
+            received: resumed.received,
+            consumed: resumed.consumed,
+            ended: resumed.ended,
         }
     }
 }
 
-fn asked_parts(asked: &LineResume, epoch: u64) -> Vec<u8> {
+fn resume_parts(resume: &LineResume, epoch: u64) -> Vec<u8> {
     let mut message = Vec::with_capacity(128);
-    part(&mut message, ASKED);
-    part(&mut message, &asked.line_id);
+    part(&mut message, RESUME);
+    part(&mut message, &resume.line_id);
     part(&mut message, &epoch.to_be_bytes());
-    part(&mut message, &asked.nonce);
-    position(&mut message, asked.into());
+    part(&mut message, &resume.nonce);
+    position(&mut message, resume.into());
     message
 }
 
-fn answered_parts(asked: &LineResume, answered: &LineResumed, epoch: u64) -> Vec<u8> {
+fn resumed_parts(resume: &LineResume, resumed: &LineResumed, epoch: u64) -> Vec<u8> {
     let mut message = Vec::with_capacity(160);
-    part(&mut message, ANSWERED);
-    part(&mut message, &asked.line_id);
+    part(&mut message, RESUMED);
+    part(&mut message, &resume.line_id);
     part(&mut message, &epoch.to_be_bytes());
-    part(&mut message, &asked.nonce);
-    part(&mut message, &answered.nonce);
-    position(&mut message, answered.into());
+    part(&mut message, &resume.nonce);
+    part(&mut message, &resumed.nonce);
+    position(&mut message, resumed.into());
     message
 }
 
-/// With its length before it, so that no two messages run together alike.
+fn credential_parts(line: &[u8], fingerprint: &[u8; 32]) -> Vec<u8> {
+    let mut message = Vec::with_capacity(128);
+    part(&mut message, CREDENTIAL);
+    part(&mut message, line);
+    part(&mut message, fingerprint);
+    message
+}
+
+/// With its length before it, so that no two messages have the same encoding.
 fn part(message: &mut Vec<u8>, bytes: &[u8]) {
     message.extend_from_slice(&(bytes.len() as u64).to_be_bytes());
     message.extend_from_slice(bytes);
@@ -152,31 +178,45 @@ mod tests {
     #[test]
     fn only_the_same_key_epoch_line_nonces_and_positions_pass() {
         let (key, other) = (Key::new(&[1; 32]), Key::new(&[2; 32]));
-        let asked = key.ask(&[7; 16], 3, [5; 16], AT);
-        assert!(key.has_asked(&asked, 3));
-        assert!(!key.has_asked(&asked, 4));
-        assert!(!other.has_asked(&asked, 3));
+        let resume = key.sign_resume(&[7; 16], 3, [5; 16], AT);
+        assert!(key.verify_resume(&resume, 3));
+        assert!(!key.verify_resume(&resume, 4));
+        assert!(!other.verify_resume(&resume, 3));
         let changed = |how: fn(&mut LineResume)| {
-            let mut changed = asked.clone();
+            let mut changed = resume.clone();
             how(&mut changed);
-            key.has_asked(&changed, 3)
+            key.verify_resume(&changed, 3)
         };
-        assert!(!changed(|asked| asked.line_id[0] ^= 1));
-        assert!(!changed(|asked| asked.nonce[0] ^= 1));
-        assert!(!changed(|asked| asked.nonce.push(0)));
-        assert!(!changed(|asked| asked.received += 1));
-        assert!(!changed(|asked| asked.consumed += 1));
-        assert!(!changed(|asked| asked.ended = true));
-        assert!(!changed(|asked| asked.mac.clear()));
+        assert!(!changed(|resume| resume.line_id[0] ^= 1));
+        assert!(!changed(|resume| resume.nonce[0] ^= 1));
+        assert!(!changed(|resume| resume.nonce.push(0)));
+        assert!(!changed(|resume| resume.received += 1));
+        assert!(!changed(|resume| resume.consumed += 1));
+        assert!(!changed(|resume| resume.ended = true));
+        assert!(!changed(|resume| resume.mac.clear()));
 
-        let answered = key.answer(&asked, 3, [6; 16], AT);
-        assert!(key.has_answered(&asked, &answered, 3));
-        assert!(!key.has_answered(&asked, &answered, 4));
-        assert!(!other.has_answered(&asked, &answered, 3));
-        let replayed = key.ask(&[7; 16], 3, [9; 16], AT);
-        assert!(!key.has_answered(&replayed, &answered, 3));
-        let mut changed = answered.clone();
+        let resumed = key.sign_resumed(&resume, 3, [6; 16], AT);
+        assert!(key.verify_resumed(&resume, &resumed, 3));
+        assert!(!key.verify_resumed(&resume, &resumed, 4));
+        assert!(!other.verify_resumed(&resume, &resumed, 3));
+        let replayed = key.sign_resume(&[7; 16], 3, [9; 16], AT);
+        assert!(!key.verify_resumed(&replayed, &resumed, 3));
+        let mut changed = resumed.clone();
         changed.received -= 1;
-        assert!(!key.has_answered(&asked, &changed, 3));
+        assert!(!key.verify_resumed(&resume, &changed, 3));
+    }
+
+    #[test]
+    fn a_certificate_stands_for_a_line_only_by_its_key() {
+        let (key, other) = (Key::new(&[1; 32]), Key::new(&[2; 32]));
+        let mac = key.sign_credential(&[7; 16], &[5; 32]);
+        assert!(key.verify_credential(&[7; 16], &[5; 32], &mac));
+        assert!(!key.verify_credential(&[7; 16], &[6; 32], &mac));
+        assert!(!key.verify_credential(&[8; 16], &[5; 32], &mac));
+        assert!(!other.verify_credential(&[7; 16], &[5; 32], &mac));
+        assert!(!key.verify_credential(&[7; 16], &[5; 32], &[]));
+        // Nor is it what resumes one.
+        let resume = key.sign_resume(&[7; 16], 1, [5; 16], AT);
+        assert!(!key.verify_credential(&[7; 16], &[5; 32], &resume.mac));
     }
 }

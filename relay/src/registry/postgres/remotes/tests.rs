@@ -19,6 +19,7 @@ fn row(carrier: i64, cluster: &str) -> Row {
         cluster: cluster.into(),
         agent_instance: format!("agent-{carrier}"),
         since: carrier,
+        certificate: String::new(),
     }
 }
 
