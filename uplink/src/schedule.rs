@@ -12,9 +12,12 @@ use crate::handler::ReplaceReason;
 /// How many replacements in a row can be requested at once, and the interval after those. A relay
 /// that drains every new carrier would otherwise cause dials without end.
 const MOVES: (u32, Duration) = (4, Duration::from_secs(5));
-/// When a supervisor that found no relay for itself alone looks for one again. At first soon, for a
-/// balancer may not know yet that a relay is back; then ever more rarely, for it can be sticky.
-const LOOK_AGAIN: (Duration, Duration) = (Duration::from_secs(8), Duration::from_secs(10 * 60));
+/// When a supervisor that found no relay for itself alone looks for one again. At first soon, because
+/// a balancer may not have noticed yet that a relay is back, and one that chooses at random repeats
+/// itself; then ever more rarely, because a balancer can be sticky.
+const LOOK_AGAIN: (Duration, Duration) = (Duration::from_secs(4), Duration::from_secs(10 * 60));
+/// How much longer each of these waits is than the one before.
+const LOOK_AGAIN_GROWTH: f64 = 1.5;
 
 /// The waits of one supervisor.
 #[derive(Debug)]
@@ -82,7 +85,7 @@ impl Schedule {
     ) -> Duration {
         if reason == ReplaceReason::Duplicate {
             let wait = self.look_again;
-            self.look_again = (wait * 2).min(LOOK_AGAIN.1);
+            self.look_again = wait.mul_f64(LOOK_AGAIN_GROWTH).min(LOOK_AGAIN.1);
             return jittered(wait, rng);
         }
         match self.config.replace_retry {
@@ -179,12 +182,14 @@ mod tests {
         assert!(drain(&mut schedule, &mut rng) >= Duration::from_secs(15));
         assert_eq!(drain(&mut schedule, &mut rng), every);
 
-        let seconds = [8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 600.0, 600.0];
-        for expected in seconds {
+        let mut expected: f64 = 4.0;
+        for _ in 0..20 {
             let wait = schedule.after_vain_move(ReplaceReason::Duplicate, &mut rng);
             let share = wait.as_secs_f64() / expected;
             assert!((0.8..=1.2).contains(&share), "{wait:?} for {expected} s");
+            expected = (expected * 1.5).min(600.0);
         }
+        assert_eq!(expected, 600.0);
     }
 
     #[test]
