@@ -7,7 +7,7 @@ use prometheus::Registry;
 use throwline_certs::revocation::Keeper;
 use throwline_ops::{Drain, Readiness, ReadinessGuard, Shutdown, admin, network};
 use throwline_tunnel::proto::messages::AgentStatus;
-use throwline_uplink::{Carriers, Environment, Pool};
+use throwline_uplink::{Carriers, Config as UplinkConfig, Environment, Pool};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
@@ -16,13 +16,13 @@ use crate::audit::{Audit, Limits as AuditLimits, Sink};
 use crate::config::Config;
 use crate::error::Error;
 use crate::identity::AgentIdentity;
-use crate::lines::{LineAcceptor, LineRegistry, UserOptions};
+use crate::lines::{BulkCarrier, LineAcceptor, LineRegistry, UserOptions};
 use crate::live::LiveRegistry;
 use crate::metrics::Metrics;
 use crate::quotas::Quotas;
 use crate::request::{ApiServer, Gateway};
 use crate::session::SessionServer;
-use crate::uplink_handler::{self, AgentUplink};
+use crate::uplink_handler::{self, AgentUplink, BulkUplink};
 use crate::upstream::{Upstream, uid};
 use crate::{state, status_report};
 
@@ -121,15 +121,30 @@ pub async fn run(
         carriers.clone(),
         config.timing.carriers.clone(),
         Environment {
-            shutdown,
+            shutdown: shutdown.clone(),
             ready: Some(readiness.condition("relay")),
             network: network::changes(),
             metrics: metrics.uplink,
         },
     );
+    let bulk = Pool::start(
+        Arc::new(BulkUplink(handler.clone())),
+        parts.acceptor.bulk.carriers().clone(),
+        UplinkConfig {
+            count: 1,
+            quiet: true,
+            ..config.timing.carriers.clone()
+        },
+        Environment {
+            shutdown,
+            ready: None,
+            network: network::changes(),
+            metrics: metrics.bulk_uplink,
+        },
+    );
     let renewing = spawn(uplink_handler::keep_renewed(handler, carriers));
     // Carriers stay open during the drain, because the sessions run over them.
-    let remaining = pool.ended().await;
+    let (remaining, remaining_bulk) = tokio::join!(pool.ended(), bulk.ended());
     // No certificate is requested that this process would not use any more.
     drop((renewing, watching));
     if let Err(left) = parts.drain.drained_within(grace).await {
@@ -142,7 +157,8 @@ pub async fn run(
     parts.lines.stop();
     parts.live.close();
     drop((ticking, auditing, revoking));
-    remaining.close("the agent is stopping").await;
+    let reason = "the agent is stopping";
+    tokio::join!(remaining.close(reason), remaining_bulk.close(reason));
     // Behind the last session, whose end is an event too.
     if !sink.flushed(FLUSH).await {
         tracing::error!("the last audit events could not be written");
@@ -197,6 +213,7 @@ impl Parts {
                 credential_extra: config.credential_extra,
                 system_names: config.system_names.clone(),
             },
+            bulk: Arc::new(BulkCarrier::default()),
             quotas: quotas.clone(),
             metrics: metrics.clone(),
             drain: drain.clone(),

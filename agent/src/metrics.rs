@@ -15,6 +15,7 @@ pub struct Metrics {
     pub(crate) sessions: IntGauge,
     pub(crate) upgrades: IntGauge,
     pub(crate) uplink: throwline_uplink::Metrics,
+    pub(crate) bulk_uplink: throwline_uplink::Metrics,
     pub(crate) upstream_connections: IntGauge,
     pub(crate) cut_answers: IntCounter,
     audit_dropped: IntCounter,
@@ -43,6 +44,7 @@ impl Metrics {
         registry.register(Box::new(made.sessions.clone()))?;
         registry.register(Box::new(made.upgrades.clone()))?;
         made.uplink.register(registry)?;
+        made.bulk_uplink.register(registry)?;
         registry.register(Box::new(made.upstream_connections.clone()))?;
         registry.register(Box::new(made.cut_answers.clone()))?;
         registry.register(Box::new(made.audit_dropped.clone()))?;
@@ -83,6 +85,7 @@ impl Metrics {
             sessions: IntGauge::new("throwline_agent_sessions", "Sealed sessions open now.")?,
             upgrades: IntGauge::new("throwline_agent_upgrades", "Upgraded connections open now.")?,
             uplink: throwline_uplink::Metrics::new("agent")?,
+            bulk_uplink: throwline_uplink::Metrics::new("agent_bulk")?,
             upstream_connections: IntGauge::new(
                 "throwline_agent_upstream_connections",
                 "Connections to the API server open now.",

@@ -13,6 +13,7 @@ use throwline_ops::Shutdown;
 use throwline_tunnel::carrier::{Carrier, Connection, DialConfig, DialError, IncomingStream, dial};
 use throwline_tunnel::proto::close::CloseCode;
 use throwline_tunnel::proto::messages::{AgentStatus, Role};
+use throwline_tunnel::proto::traffic::TrafficClass;
 use throwline_tunnel::revocations::follow;
 use throwline_uplink::{Carriers, RelayTarget, Successor, UplinkHandler};
 use tokio::sync::watch;
@@ -60,7 +61,9 @@ impl UplinkHandler for AgentUplink {
 
     fn accept(&self, stream: IncomingStream, retiring: &Shutdown) {
         // A line's task is not bound to the carrier's: its stream reports the carrier's end.
-        tokio::spawn(self.acceptor.clone().accept(stream, retiring.clone()));
+        let acceptor = self.acceptor.clone();
+        let class = TrafficClass::Interactive;
+        tokio::spawn(acceptor.accept(stream, class, retiring.clone()));
     }
 
     fn status(&self) -> Option<watch::Receiver<AgentStatus>> {
@@ -99,7 +102,39 @@ impl UplinkHandler for AgentUplink {
     }
 }
 
+/// The same for the agent's carrier for bulk.
+pub(crate) struct BulkUplink(pub(crate) Arc<AgentUplink>);
+
+impl UplinkHandler for BulkUplink {
+    type Error = ConnectError;
+
+    async fn dial(&self, _avoid: Vec<String>) -> Result<Connection, ConnectError> {
+        let mut config = self.0.dial_config(&self.0.identity.identity())?;
+        config.class = TrafficClass::Bulk;
+        Ok(dial(&config).await?)
+    }
+
+    fn accept(&self, stream: IncomingStream, retiring: &Shutdown) {
+        let acceptor = self.0.acceptor.clone();
+        tokio::spawn(acceptor.accept(stream, TrafficClass::Bulk, retiring.clone()));
+    }
+
+    async fn needed(&self) {
+        self.0.acceptor.bulk.needed().await;
+    }
+
+    async fn unused(&self, carrier: &Carrier) {
+        self.0.acceptor.bulk.unused(carrier).await;
+    }
+}
+
 impl AgentUplink {
+    /// Each carrier is replaced by one that proves the present identity.
+    fn replace_carriers(&self, carriers: &Carriers) {
+        carriers.replace_all();
+        self.acceptor.bulk.carriers().replace_all();
+    }
+
     fn dial_config(&self, identity: &Identity) -> Result<DialConfig, ConnectError> {
         let relay = RelayTarget {
             url: &self.config.relay,
@@ -172,7 +207,7 @@ pub(crate) async fn keep_renewed(uplink: Arc<AgentUplink>, carriers: Carriers) {
                 Ok(Turn::Ours) => {}
                 Ok(Turn::Renewed(identity)) => {
                     adopt(agent, config, *identity);
-                    carriers.replace_all();
+                    uplink.replace_carriers(&carriers);
                     continue;
                 }
                 // Two replicas that renew one certificate with two keys would be reported as a
@@ -193,7 +228,7 @@ pub(crate) async fn keep_renewed(uplink: Arc<AgentUplink>, carriers: Carriers) {
             Ok(not_after) => {
                 let days = until(not_after).as_secs() / 86_400;
                 tracing::info!(days, "the agent's certificate was renewed");
-                carriers.replace_all();
+                uplink.replace_carriers(&carriers);
                 if let Some(secret) = &config.state_secret
                     && let Err(error) = secret.save(upstream, &config.state_dir).await
                 {

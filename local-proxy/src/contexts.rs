@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rand::Rng as _;
+use throwline_tunnel::proto::traffic::TrafficClass;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -76,7 +77,7 @@ impl Contexts {
     /// The clusters that the user may reach, or those of the last run while the relay is unreachable.
     async fn reachable(&self, remembered: ProxyFile) -> Result<Vec<String>, Error> {
         let listed = async {
-            let (carrier, _) = self.link.carrier().await?;
+            let (carrier, _) = self.link.carrier(TrafficClass::Interactive).await?;
             crate::session::list(&carrier).await
         };
         match listed.await {

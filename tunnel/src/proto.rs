@@ -14,6 +14,7 @@ pub mod liveness;
 pub mod messages;
 pub mod origin;
 pub mod pacer;
+pub mod traffic;
 pub mod wire;
 
 /// The newest carrier protocol this build speaks.

@@ -221,38 +221,11 @@ impl Peer {
     }
 }
 
-/// What `bench narrow` makes its network with, and the package that holds each. They need root to be
-/// of any use, so they are installed for real.
-const NETWORK: [(&str, &str); 5] = [
-    ("ip", "iproute2"),
-    ("tc", "iproute2"),
-    ("iptables", "iptables"),
-    ("ethtool", "ethtool"),
-    ("nsenter", "util-linux"),
-];
-
 /// Fetches the peers that are not there; what could not be fetched is printed, and is no failure.
 pub(crate) fn install_peers(root: &Path) -> Result<()> {
-    install_measured(root, |_| true)
-}
-
-/// The same for `bench narrow` alone: OpenSSH, and what its network is made with.
-pub(crate) fn install_narrow(root: &Path) -> Result<()> {
-    install_measured(root, |peer| peer.name.starts_with("ssh"))?;
-    for (name, package) in NETWORK {
-        if run::on_path(name).is_none()
-            && let Err(error) = apt_install(package)
-        {
-            println!("missing: {name}: {error:#}");
-        }
-    }
-    Ok(())
-}
-
-fn install_measured(root: &Path, is_wanted: fn(&Peer) -> bool) -> Result<()> {
     let dir = root.join(".tools");
     std::fs::create_dir_all(&dir).with_context(|| format!("could not make {}", dir.display()))?;
-    for peer in PEERS.iter().filter(|peer| is_wanted(peer)) {
+    for peer in PEERS {
         if peer.present(&dir).is_some() {
             continue;
         }

@@ -11,9 +11,11 @@ use throwline_policy::rules::User;
 use throwline_tunnel::carrier::IncomingStream;
 use throwline_tunnel::line::{self, Accepted, Handle, Line, ResumeRequest};
 use throwline_tunnel::proto::messages::{Open, Refusal, RefusalCode, StreamKind, StreamReply};
+use throwline_tunnel::proto::traffic::TrafficClass;
 use throwline_tunnel::{mux, proto};
 use tokio_rustls::server::TlsStream;
 
+use super::bulk::BulkCarrier;
 use super::line_registry::{LineRegistry, NotResumed};
 use crate::audit::Subject;
 use crate::identity::AgentIdentity;
@@ -34,6 +36,7 @@ pub(crate) struct LineAcceptor {
     pub(crate) lines: Arc<LineRegistry>,
     pub(crate) sessions: SessionServer,
     pub(crate) users: UserOptions,
+    pub(crate) bulk: Arc<BulkCarrier>,
     pub(crate) quotas: Quotas,
     pub(crate) metrics: Metrics,
     pub(crate) drain: Drain,
@@ -86,9 +89,14 @@ struct Established {
 }
 
 impl LineAcceptor {
-    /// Accepts one stream of a carrier, and serves it to its end.
+    /// Accepts one stream of a carrier of that class, and serves it to its end.
     /// `leaving`: its carrier is retired, or the agent stops; then the session ends with its requests.
-    pub(crate) async fn accept(self: Arc<Self>, stream: IncomingStream, leaving: Shutdown) {
+    pub(crate) async fn accept(
+        self: Arc<Self>,
+        stream: IncomingStream,
+        class: TrafficClass,
+        leaving: Shutdown,
+    ) {
         let open = match self.check(&stream, &leaving) {
             Ok(open) => open,
             Err(refusal) => {
@@ -114,7 +122,8 @@ impl LineAcceptor {
                 // The resumed line has its share from its session; a second one would count it
                 // twice.
                 drop(share);
-                self.resume(request, leaving).await
+                let is_misplaced = open.bulk && !class.is_bulk();
+                self.resume(request, is_misplaced, leaving).await
             }
             Ok(Accepted::New(line)) => match share {
                 Ok(share) => self.serve(line, share, &open, leaving).await,
@@ -168,16 +177,25 @@ impl LineAcceptor {
         Ok(line::accept(stream, detached, self.lines.budgets()).await?)
     }
 
-    /// Puts a stream under a line that lost its own; its session has waited for it.
+    /// Puts a stream under a line that lost its own; its session has waited for it. `is_misplaced`: the line
+    /// moves bulk, and the stream is of a carrier for what a person waits for.
     async fn resume(
         &self,
         request: ResumeRequest<mux::Stream>,
+        is_misplaced: bool,
         leaving: Shutdown,
     ) -> Result<(), LineEnd> {
         let (handle, epoch) = self.lines.resume(request).await?;
         self.count("resumed");
         let shutdown = self.shutdown.clone();
-        LineRegistry::request_move_when_leaving(handle, epoch, leaving, shutdown).await;
+        let to_bulk = async {
+            if is_misplaced && self.lines.may_move_to_bulk(handle.id()) {
+                self.bulk.request_move(&handle, epoch).await;
+            }
+        };
+        let away =
+            LineRegistry::request_move_when_leaving(handle.clone(), epoch, leaving, shutdown);
+        tokio::join!(to_bulk, away);
         Ok(())
     }
 

@@ -21,6 +21,9 @@ use crate::metrics::Metrics;
 /// How often the lines are polled for bytes that rest in them.
 const TICK: Duration = Duration::from_secs(1);
 
+/// Between two attempts to move a line to the carrier for bulk.
+const BULK_MOVES: Duration = Duration::from_secs(60);
+
 /// Knobs of lines without a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -64,6 +67,8 @@ struct Entry {
     handle: Handle<Stream>,
     user: String,
     session: LiveSession,
+    /// When it was last to move to the carrier for bulk.
+    moved_to_bulk: Option<Instant>,
 }
 
 impl Entry {
@@ -120,6 +125,7 @@ impl LineRegistry {
             handle: handle.clone(),
             user,
             session,
+            moved_to_bulk: None,
         };
         lines.insert(handle.id().to_vec(), entry);
         drop(lines);
@@ -141,6 +147,22 @@ impl LineRegistry {
         found.is_some_and(|(handle, session)| {
             handle.verify_credential(&peer.fingerprint, mac) && self.live.renew(&session, peer)
         })
+    }
+
+    /// Whether a line may be asked to move to the carrier for bulk. Once a while: the relay of its local proxy
+    /// may find no way there.
+    pub(super) fn may_move_to_bulk(&self, line_id: &[u8]) -> bool {
+        let now = Instant::now();
+        let mut lines = self.lock();
+        let Some(entry) = lines.get_mut(line_id) else {
+            return false;
+        };
+        let last = entry.moved_to_bulk;
+        let is_due = last.is_none_or(|last| now.duration_since(last) >= BULK_MOVES);
+        if is_due {
+            entry.moved_to_bulk = Some(now);
+        }
+        is_due
     }
 
     /// Gives a line the stream of a RESUME; returns its new epoch.

@@ -270,6 +270,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for OutputFirst<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use throwline_tunnel::proto::traffic::TrafficClass;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
 
     fn phase(epoch: u64) -> Phase {
@@ -279,6 +280,7 @@ mod tests {
             move_requested: false,
             released: false,
             over: false,
+            class: TrafficClass::Interactive,
         }
     }
 

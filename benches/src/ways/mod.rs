@@ -20,7 +20,7 @@ use crate::helper::Helper;
 use crate::rows::DIRECT;
 use crate::{proc, upstream};
 
-pub(crate) use throwline::{THROWLINE, version as throwline_version};
+pub(crate) use throwline::THROWLINE;
 
 /// Round trip of the direct way over the wide-area network.
 const FAR: Duration = Duration::from_millis(100);

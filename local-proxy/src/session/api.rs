@@ -161,6 +161,12 @@ impl ApiSession {
         self.basis.is_connected()
     }
 
+    /// Whether its line moves bulk now, behind which a small answer would wait.
+    pub(crate) fn is_bulk(&self) -> bool {
+        let line = self.basis.line.as_ref();
+        line.is_some_and(|line| line.phase().class.is_bulk())
+    }
+
     pub(crate) fn has_room(&self) -> bool {
         self.in_flight.load(Ordering::Acquire) < self.max_streams
     }

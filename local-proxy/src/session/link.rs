@@ -1,9 +1,10 @@
-//! The carrier to the relay: one for all clusters, dialled on demand, replaced before its end
-//! where that is known, and the lines on it.
+//! The carriers to the relay: one for all clusters, and one for bulk, dialled on demand, replaced before
+//! their end where that is known, and the lines on them.
 
 mod dial;
 mod line_supervisor;
 mod open;
+mod path;
 mod prove;
 mod renewal;
 mod revocations;
@@ -18,15 +19,16 @@ use throwline_certs::{PeerIdentity, Validator};
 use throwline_tunnel::carrier::Carrier;
 use throwline_tunnel::line::{Handle, LineBudgets, LineError};
 use throwline_tunnel::mux;
-use throwline_uplink::{Carriers, Successor};
-use tokio::sync::{Notify, watch};
+use throwline_tunnel::proto::traffic::TrafficClass;
+use throwline_uplink::Successor;
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout};
 
 use crate::config::{Outbound, Timing};
 use crate::failure::{Failure, Unreachable};
 use crate::metrics::Metrics;
 use crate::store::{Credentials, Store};
+use path::{NoCarrier, Path};
 
 /// Why a line to an agent was ended.
 const AGENT_REVOKED: &str =
@@ -48,17 +50,13 @@ struct Inner {
     held: RwLock<Held>,
     /// Held while they are renewed.
     successor: tokio::sync::Mutex<Successor>,
-    state: watch::Sender<State>,
-    /// The one carrier, which a successor replaces.
-    carriers: Carriers,
+    interactive: Path,
+    bulk: Path,
     /// Rises with the identity, and when sessions must leave a carrier that has no successor.
     generation: AtomicU64,
     lines: Mutex<Lines>,
     /// There is a line.
     kept: Notify,
-    /// A task waits for a carrier.
-    demand: Notify,
-    last_use: Mutex<Option<Instant>>,
     /// There is another identity.
     renewed: Notify,
 }
@@ -97,12 +95,6 @@ struct HeldLine {
     fingerprint: [u8; 32],
 }
 
-#[derive(Clone)]
-enum State {
-    Down { last: Option<Failure> },
-    Up { carrier: Carrier, epoch: u64 },
-}
-
 impl Link {
     /// A link without a carrier, until one is requested and [`Link::drive`] runs.
     pub(crate) fn new(
@@ -125,59 +117,33 @@ impl Link {
             instance: format!("{:016x}", rand::random::<u64>()),
             held: RwLock::new(held),
             successor: tokio::sync::Mutex::default(),
-            state: watch::Sender::new(State::Down { last: None }),
-            carriers: Carriers::new(),
+            interactive: Path::new(),
+            bulk: Path::new(),
             generation: AtomicU64::new(0),
             lines: Mutex::default(),
             kept: Notify::new(),
-            demand: Notify::new(),
-            last_use: Mutex::default(),
             renewed: Notify::new(),
         }))
     }
 
-    /// A live carrier, waiting a bounded time for one. A failure that waiting cannot change is
-    /// returned at once.
-    pub(crate) async fn carrier(&self) -> Result<(Carrier, u64), Failure> {
+    /// A live carrier for that class of traffic, waiting a bounded time for one. A failure that waiting
+    /// cannot change is returned at once.
+    pub(crate) async fn carrier(&self, class: TrafficClass) -> Result<(Carrier, u64), Failure> {
         let wait = self.0.timing.wait_for_relay;
-        self.touch();
-        let mut state = self.0.state.subscribe();
-        let mut last = match &*state.borrow_and_update() {
-            State::Up { carrier, epoch } if !carrier.is_closed() => {
-                return Ok((carrier.clone(), *epoch));
-            }
-            State::Up { .. } => None,
-            State::Down { last } => last.clone(),
-        };
-        // After the subscription: the driver may connect at once, and its change must not be
-        // missed.
-        self.0.demand.notify_one();
-        let waited = timeout(wait, async {
-            while state.changed().await.is_ok() {
-                match &*state.borrow_and_update() {
-                    State::Up { carrier, epoch } => return Some(Ok((carrier.clone(), *epoch))),
-                    State::Down {
-                        last: Some(failure),
-                    } if !failure.may_pass() => {
-                        // No dial helps against a revoked certificate: the request fails now
-                        // instead of at its deadline.
-                        return Some(Err(failure.clone()));
-                    }
-                    State::Down { last: failure } => last = failure.clone().or(last.take()),
-                }
-                // The driver dials on demand only, so a request that still waits renews it.
-                self.0.demand.notify_one();
-            }
-            None
-        })
-        .await;
-        match waited {
-            Ok(Some(result)) => result,
-            Ok(None) => Err(Failure::Stopping),
-            Err(_) => Err(last.unwrap_or_else(|| Failure::RelayUnreachable {
+        match self.path(class).carrier(wait).await {
+            Ok(found) => Ok(found),
+            Err(NoCarrier::Failed(failure) | NoCarrier::Timeout(Some(failure))) => Err(failure),
+            Err(NoCarrier::Timeout(None)) => Err(Failure::RelayUnreachable {
                 relay: self.credentials().relay.url.to_string(),
                 source: Unreachable::Timeout { after: wait },
-            })),
+            }),
+        }
+    }
+
+    fn path(&self, class: TrafficClass) -> &Path {
+        match class {
+            TrafficClass::Interactive => &self.0.interactive,
+            TrafficClass::Bulk => &self.0.bulk,
         }
     }
 
@@ -193,24 +159,14 @@ impl Link {
     /// Uses another identity from now on, and moves to a carrier that proves it.
     pub(crate) fn set_credentials(&self, credentials: Credentials) {
         self.0.hold(credentials);
-        self.0.carriers.replace_all();
+        for class in TrafficClass::ALL {
+            self.path(class).carriers.replace_all();
+        }
     }
 
-    /// The carrier of this epoch is lost, or its relay accepts no new lines.
-    fn replace(&self, epoch: u64) {
-        self.0.carriers.replace(epoch);
-    }
-
-    fn touch(&self) {
-        let last_use = &self.0.last_use;
-        *last_use.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
-    }
-
-    /// When the carrier is unused, unless it is needed again before; `None` before the first use.
-    fn used_until(&self) -> Option<Instant> {
-        let last_use = &self.0.last_use;
-        let last = *last_use.lock().unwrap_or_else(PoisonError::into_inner);
-        last.map(|last| last + self.0.timing.carrier_idle)
+    /// The carrier of this class and epoch is lost, or its relay accepts no new lines.
+    fn replace(&self, class: TrafficClass, epoch: u64) {
+        self.path(class).carriers.replace(epoch);
     }
 
     /// Ends the lines to agents whose certificates are revoked.

@@ -12,6 +12,9 @@ use crate::session::api::{ApiSession, Lease};
 use crate::session::context::SessionContext;
 use crate::session::upgrade::UpgradeSession;
 
+/// API sessions of one cluster that move bulk before a request has to share one with it.
+const SESSIONS_BESIDE_BULK: usize = 4;
+
 /// All clusters' sessions.
 pub(crate) struct Sessions {
     context: Arc<SessionContext>,
@@ -112,11 +115,12 @@ impl Sessions {
         let epoch = self.context.dial.epoch();
         lock(&self.clusters).retain(|_, cluster| {
             // A dropped session finishes its streams, so a draining carrier empties.
-            // One idle session is enough: a second was opened for many requests at once, or
+            // One idle session is enough: a second was opened for many requests at once, beside bulk, or
             // while the line of the first was detached.
             let mut has_one = false;
             lock(&cluster.api).retain(|session| {
-                let is_one = session.is_connected() && !std::mem::replace(&mut has_one, true);
+                let may_be_one = session.is_connected() && !session.is_bulk();
+                let is_one = may_be_one && !std::mem::replace(&mut has_one, true);
                 let idle = if is_one {
                     idle
                 } else {
@@ -218,10 +222,14 @@ impl Cluster {
         let mut sessions = lock(&self.api);
         // A session that is dropped here ends when its last stream does.
         sessions.retain(|session| session.is_usable(epoch));
-        sessions
+        let mut usable = sessions
             .iter()
-            .find(|session| session.has_room() && session.is_connected())
-            .map(ApiSession::lease)
+            .filter(|session| session.has_room() && session.is_connected());
+        // Small answers would wait behind a large one. A session more is opened for them, within bounds:
+        // every one of them may come to move bulk.
+        let any = (sessions.len() >= SESSIONS_BESIDE_BULK).then(|| usable.clone().next_back());
+        let found = usable.find(|session| !session.is_bulk()).or(any.flatten());
+        found.map(ApiSession::lease)
     }
 
     fn take_spare(&self, context: &SessionContext) -> Option<UpgradeSession> {

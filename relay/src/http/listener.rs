@@ -9,7 +9,7 @@ use rustls::ServerConfig;
 use throwline_certs::Kind;
 use throwline_certs::tls::peer_of;
 use throwline_tunnel::PrefixedIo;
-use throwline_tunnel::carrier::AcceptError;
+use throwline_tunnel::carrier::{AcceptError, set_socket_options};
 use throwline_tunnel::proto::busy;
 use throwline_tunnel::read_ahead::ReadAhead;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
@@ -112,7 +112,7 @@ impl Listener {
     }
 
     async fn handshake(&self, mut tcp: TcpStream, mut caller: Caller) -> Option<Established> {
-        if let Err(error) = tcp.set_nodelay(true) {
+        if let Err(error) = set_socket_options(&tcp) {
             debug!(from = %caller.address, %error, "the connection ended at once");
             return None;
         }

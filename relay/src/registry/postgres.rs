@@ -46,6 +46,7 @@ const MIGRATIONS: &[File] = &[
         "certificates",
         include_str!("../../migrations/0002_certificates.sql"),
     ),
+    (3, "bulk", include_str!("../../migrations/0003_bulk.sql")),
 ];
 
 /// How long a clean end may take.
@@ -132,6 +133,7 @@ impl Registry for Postgres {
                 .unwrap_or_default(),
             since: remotes::millis(tunnel.since),
             certificate: tunnel.certificate.clone(),
+            bulk: tunnel.class.is_bulk(),
         };
         // The local entry first and without the database: an agent's arrival must not depend on it.
         let here = self.local.join(tunnel).await;

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use throwline_tunnel::proto::traffic::TrafficClass;
+
 use super::tunnel::Tunnel;
 
 /// What is known of one cluster's tunnels.
@@ -35,6 +37,8 @@ pub struct Remote {
     pub since: SystemTime,
     /// The serial of the certificate that it proved there; empty if that relay does not state it.
     pub certificate: String,
+    /// What the agent has dialled the carrier for.
+    pub class: TrafficClass,
 }
 
 /// Another relay of the same set.
@@ -60,6 +64,14 @@ impl Route {
         match self {
             Self::Here(tunnel) => &tunnel.certificate,
             Self::There(remote) => &remote.certificate,
+        }
+    }
+
+    /// What the agent has dialled the carrier for.
+    pub fn class(&self) -> TrafficClass {
+        match self {
+            Self::Here(tunnel) => tunnel.class,
+            Self::There(remote) => remote.class,
         }
     }
 

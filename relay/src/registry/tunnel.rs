@@ -5,6 +5,7 @@ use std::time::SystemTime;
 
 use throwline_ops::Shares;
 use throwline_tunnel::carrier::Carrier;
+use throwline_tunnel::proto::traffic::TrafficClass;
 
 /// One agent's carrier, as routing sees it.
 pub struct Tunnel {
@@ -15,6 +16,8 @@ pub struct Tunnel {
     /// The serial of the certificate that it proved; empty where replicas share one.
     pub certificate: String,
     pub carrier: Carrier,
+    /// What the agent has dialled the carrier for.
+    pub class: TrafficClass,
     /// The streams that the carrier has for lines, shared fairly among users.
     pub lines: Shares,
     pub since: SystemTime,
@@ -37,6 +40,7 @@ impl Tunnel {
         instance: String,
         certificate: String,
         carrier: Carrier,
+        class: TrafficClass,
         lines: Shares,
     ) -> Self {
         Self {
@@ -44,6 +48,7 @@ impl Tunnel {
             instance,
             certificate,
             carrier,
+            class,
             lines,
             since: SystemTime::now(),
             status: Mutex::new(None),

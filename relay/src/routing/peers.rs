@@ -1,7 +1,7 @@
 //! Carriers to the other relays of a set, over which lines go to agents that are connected there.
 //!
-//! One carrier is kept for each relay that was needed, made by the first line that needs it
-//! (`throwline-uplink`, a pool of one for each). It is mutual TLS between relay identities, and on it
+//! One carrier is kept for each relay and class of traffic that was needed, made by the first line that
+//! needs it (`throwline-uplink`, a pool of one for each). It is mutual TLS between relay identities, and on it
 //! the same proof as every carrier's.
 
 use std::collections::HashMap;
@@ -17,6 +17,7 @@ use throwline_tunnel::mux;
 use throwline_tunnel::proto::backoff;
 use throwline_tunnel::proto::close::CloseReason;
 use throwline_tunnel::proto::messages::{Open, Refusal, RefusalCode, Role, StreamReply};
+use throwline_tunnel::proto::traffic::TrafficClass;
 use throwline_uplink::{
     Carriers, Config as UplinkConfig, Environment, FirstRetry, Metrics as UplinkMetrics, Pool,
     UplinkHandler, prover,
@@ -41,7 +42,7 @@ const NEVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 /// The other relays, seen from this one.
 pub(crate) struct Peers {
-    peers: Mutex<HashMap<PeerRelay, Arc<Peer>>>,
+    peers: Mutex<HashMap<(PeerRelay, TrafficClass), Arc<Peer>>>,
     dialer: Arc<Dialer>,
 }
 
@@ -52,7 +53,7 @@ struct Dialer {
     metrics: Metrics,
 }
 
-/// One other relay. Dropping it ends its carrier.
+/// One other relay, for one class of traffic. Dropping it ends its carrier.
 struct Peer {
     link: Arc<Link>,
     _pool: Pool,
@@ -62,6 +63,7 @@ struct Peer {
 /// The way to one relay.
 struct Link {
     relay: PeerRelay,
+    class: TrafficClass,
     dialer: Arc<Dialer>,
     state: watch::Sender<State>,
     /// How many lines wait for a carrier.
@@ -118,7 +120,7 @@ impl Peers {
 
     /// Opens a stream for a line at another relay, which has the agent.
     pub(crate) async fn open(&self, relay: &PeerRelay, told: &Open) -> Result<Opened, PeerError> {
-        let peer = self.peer(relay);
+        let peer = self.peer(relay, TrafficClass::of(told.bulk));
         let (carrier, lines) = peer.link.carrier().await?;
         match open_on(&carrier, &lines, told).await {
             // It may have been closed as unused at this very moment.
@@ -130,23 +132,23 @@ impl Peers {
         }
     }
 
-    fn peer(&self, relay: &PeerRelay) -> Arc<Peer> {
+    fn peer(&self, relay: &PeerRelay, class: TrafficClass) -> Arc<Peer> {
         let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
-        if !peers.contains_key(relay) {
+        let key = (relay.clone(), class);
+        if !peers.contains_key(&key) {
             // Relays come and go under new names. A count of one: no line is about to use it.
             peers.retain(|_, peer| Arc::strong_count(peer) > 1 || !peer.link.is_idle());
         }
-        let peer = peers
-            .entry(relay.clone())
-            .or_insert_with(|| Arc::new(Peer::start(relay.clone(), self.dialer.clone())));
-        Arc::clone(peer)
+        let start = || Arc::new(Peer::start(relay.clone(), class, self.dialer.clone()));
+        Arc::clone(peers.entry(key).or_insert_with(start))
     }
 }
 
 impl Peer {
-    fn start(relay: PeerRelay, dialer: Arc<Dialer>) -> Self {
+    fn start(relay: PeerRelay, class: TrafficClass, dialer: Arc<Dialer>) -> Self {
         let link = Arc::new(Link {
             relay,
+            class,
             dialer,
             state: watch::Sender::new(State::Idle),
             waiting: watch::Sender::new(0),
@@ -243,6 +245,7 @@ impl UplinkHandler for Link {
         };
         dialling.ws = config.ws.clone();
         dialling.mux = config.mux.clone();
+        dialling.class = self.class;
         dial(&dialling).await
     }
 

@@ -4,6 +4,7 @@ use std::net::{AddrParseError, SocketAddr};
 
 use throwline_certs::{Kind, NameError, SpiffeId, TrustDomain};
 use throwline_tunnel::proto::messages::{Open, Refusal, RefusalCode};
+use throwline_tunnel::proto::traffic::TrafficClass;
 
 use crate::peer::Peer;
 
@@ -70,12 +71,18 @@ impl OpenRequest {
             client_addr,
             agent_instance: wanted.agent_instance.clone(),
             detached_ms: wanted.detached_ms,
+            bulk: wanted.bulk,
         };
         Self { open, is_forwarded }
     }
 
     pub(super) fn cluster(&self) -> &str {
         &self.open.cluster
+    }
+
+    /// What the line moves, as its local proxy has measured.
+    pub(super) fn class(&self) -> TrafficClass {
+        TrafficClass::of(self.open.bulk)
     }
 
     /// The agent process that the line must reach; empty for any.

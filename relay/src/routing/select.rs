@@ -43,7 +43,7 @@ impl RouteSelector {
             return self.local_routes(request).await;
         }
         let (cluster, instance) = (request.cluster(), request.agent_instance());
-        let gone = match self.current_routes(cluster, instance).await {
+        let gone = match self.current_routes(request).await {
             Ok(routes) => return Ok(routes),
             Err(RouteError::Gone(ago)) => Some(ago),
             Err(RouteError::Unseen) => None,
@@ -54,14 +54,14 @@ impl RouteSelector {
         // A relay that has just started has seen no agent; all of them may be on their way.
         let ago = gone.unwrap_or_else(|| self.relay_started.elapsed());
         if ago < self.agent_memory {
-            let arrival = self.routes_of_arrival(cluster, instance);
+            let arrival = self.routes_of_arrival(request);
             if let Ok(routes) = tokio::time::timeout(self.agent_wait, arrival).await {
                 return Ok(routes);
             }
         }
         // A resumption needs the same process; the proxy then ends the line instead of trying
         // again.
-        if !instance.is_empty() && self.current_routes(cluster, "").await.is_ok() {
+        if !instance.is_empty() && self.routes_to(cluster, "").await.is_ok() {
             return Err(Refusal::new(
                 RefusalCode::InstanceGone,
                 format!(
@@ -80,29 +80,31 @@ impl RouteSelector {
         let routes = if request.is_forwarded {
             self.local_routes(request).await.ok()
         } else {
-            let (cluster, instance) = (request.cluster(), request.agent_instance());
-            self.current_routes(cluster, instance).await.ok()
+            self.current_routes(request).await.ok()
         };
         routes.unwrap_or_default()
     }
 
     /// The routes that end at this relay, for a line that was forwarded once already.
     async fn local_routes(&self, request: &OpenRequest) -> Result<Vec<Route>, Refusal> {
-        let (cluster, instance) = (request.cluster(), request.agent_instance());
-        let routes = self.current_routes(cluster, instance).await;
-        let mut routes = routes.unwrap_or_default();
+        let mut routes = self.current_routes(request).await.unwrap_or_default();
         routes.retain(|route| route.here().is_some());
         if routes.is_empty() {
-            return Err(offline(cluster, SystemTime::now()));
+            return Err(offline(request.cluster(), SystemTime::now()));
         }
         Ok(routes)
     }
 
-    async fn current_routes(
-        &self,
-        cluster: &str,
-        instance: &str,
-    ) -> Result<Vec<Route>, RouteError> {
+    /// The carriers for what the line moves come first; any other is better than none.
+    async fn current_routes(&self, request: &OpenRequest) -> Result<Vec<Route>, RouteError> {
+        let found = self.routes_to(request.cluster(), request.agent_instance());
+        let mut routes = found.await?;
+        // Stable, so that among equals the best stays first.
+        routes.sort_by_key(|route| route.class() != request.class());
+        Ok(routes)
+    }
+
+    async fn routes_to(&self, cluster: &str, instance: &str) -> Result<Vec<Route>, RouteError> {
         match self.registry.find(cluster).await {
             Presence::Connected(mut routes) => {
                 if !instance.is_empty() {
@@ -120,10 +122,10 @@ impl RouteSelector {
     }
 
     /// Waits for the agent, or for the asked process of it.
-    async fn routes_of_arrival(&self, cluster: &str, instance: &str) -> Vec<Route> {
+    async fn routes_of_arrival(&self, request: &OpenRequest) -> Vec<Route> {
         loop {
-            self.registry.connected(cluster).await;
-            if let Ok(routes) = self.current_routes(cluster, instance).await {
+            self.registry.connected(request.cluster()).await;
+            if let Ok(routes) = self.current_routes(request).await {
                 return routes;
             }
             // Another process is connected, so the registry does not wait; the asked one may follow.

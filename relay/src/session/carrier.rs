@@ -13,6 +13,7 @@ use throwline_tunnel::proto::messages::{
     ControlKind, ControlMessage, Refusal, RefusalCode, StreamKind, StreamReply,
 };
 use throwline_tunnel::proto::origin;
+use throwline_tunnel::proto::traffic::TrafficClass;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tracing::{Instrument, debug, error, info, info_span, warn};
@@ -50,7 +51,7 @@ impl Sessions {
             permit,
             is_for_renewal,
         } = established;
-        info!(software = %proof.software, instance = %proof.instance, "a carrier is up");
+        info!(software = %proof.software, instance = %proof.instance, bulk = proof.bulk, "a carrier is up");
         let kind = peer.identity.id.kind();
         let role = if is_for_renewal {
             "renewal"
@@ -74,6 +75,7 @@ impl Sessions {
                 proof.instance.clone(),
                 certificate,
                 carrier.clone(),
+                TrafficClass::of(proof.bulk),
                 self.config.lines_of_a_carrier(),
             ))
         });
@@ -105,7 +107,9 @@ impl Sessions {
     async fn leave(&self, tunnel: Option<Arc<Tunnel>>, membership: Option<Membership>) {
         // The route goes first: a database may take its time.
         drop(membership);
-        let Some(tunnel) = tunnel else { return };
+        let Some(tunnel) = tunnel.filter(|tunnel| !tunnel.class.is_bulk()) else {
+            return;
+        };
         if let Err(error) = self.directory.record_disconnected(&tunnel.cluster).await {
             warn!(%error, "cannot record that an agent left");
         }

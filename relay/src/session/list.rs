@@ -128,7 +128,9 @@ fn shown(record: ClusterRecord, presence: &Presence) -> ClusterInfo {
         return info;
     };
     info.connected = true;
-    info.carriers = u32::try_from(routes.len()).unwrap_or(u32::MAX);
+    // Carriers for bulk come and go with transfers; those that stay tell how well the cluster is reached.
+    let lasting = routes.iter().filter(|route| !route.class().is_bulk());
+    info.carriers = u32::try_from(lasting.count()).unwrap_or(u32::MAX);
     let since = routes.iter().map(Route::since).min();
     info.since_unix_ms = since.map_or(0, unix_ms);
     // For tunnels at other relays, the cluster's record has the agent's versions.

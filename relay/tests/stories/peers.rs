@@ -11,6 +11,7 @@ use throwline_relay::registry::{
 };
 use throwline_tunnel::carrier::{Connection, DialConfig, DialError, dial};
 use throwline_tunnel::proto::messages::{Open, RefusalCode, Role};
+use throwline_tunnel::proto::traffic::TrafficClass;
 use tokio::net::TcpListener;
 
 use crate::harness::{Setup, World, eventually, line, open, prover, refused};
@@ -32,6 +33,7 @@ impl Told {
             relay: relay.clone(),
             agent_instance: String::new(),
             certificate: String::new(),
+            class: TrafficClass::Interactive,
             since: SystemTime::now(),
         };
         self.elsewhere

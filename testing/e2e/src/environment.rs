@@ -12,6 +12,7 @@ use futures::future::{BoxFuture, FutureExt};
 use tokio::process::Command;
 
 use crate::kubectl::{Kubectl, Version};
+use crate::link::Link;
 use crate::metrics::{self, Metrics};
 use crate::process::Process;
 use crate::suite::Fixture;
@@ -519,9 +520,16 @@ pub struct Builder {
     proxy_arguments: Vec<String>,
     kubeconfig: Option<PathBuf>,
     lossy_sockets: Option<usize>,
+    has_links: bool,
 }
 
 impl Builder {
+    /// The agent and the local proxy each reach the relay by a [`Link`].
+    pub fn by_links(mut self) -> Self {
+        self.has_links = true;
+        self
+    }
+
     /// A demo cluster loses output as a real one does: see its `lossy_sockets`.
     pub fn lossy_sockets(mut self, bytes: usize) -> Self {
         self.lossy_sockets = Some(bytes);
@@ -562,20 +570,34 @@ impl Builder {
         });
         let arguments: Vec<&str> = self.relay_arguments.iter().map(String::as_str).collect();
         let relay = Relay::start(dir.path(), &arguments).await?;
+        let links = match self.has_links {
+            true => vec![
+                Link::start(relay.listen).await?,
+                Link::start(relay.listen).await?,
+            ],
+            false => Vec::new(),
+        };
+        let urls: Vec<String> = links.iter().map(Link::url).collect();
+        let by = |number: usize| -> Vec<&str> {
+            let url = urls.get(number).map(|url| ["--proxy", url]);
+            url.into_iter().flatten().collect()
+        };
         let kubeconfig = self
             .kubeconfig
             .as_deref()
             .unwrap_or(upstream.kubeconfig())
             .to_owned();
         let token = relay.token(&["--cluster", CLUSTER]).await?;
-        let arguments: Vec<&str> = self.agent_arguments.iter().map(String::as_str).collect();
+        let mut arguments: Vec<&str> = self.agent_arguments.iter().map(String::as_str).collect();
+        arguments.extend(by(0));
         let agent = Agent::start(dir.path(), CLUSTER, &token, &kubeconfig, &arguments).await?;
         agent.connected().await?;
         let token = relay
             .token(&["--user", USER, "--group", upstream.group()])
             .await?;
         let user = User::login(dir.path(), USER, &token, &[]).await?;
-        let arguments: Vec<&str> = self.proxy_arguments.iter().map(String::as_str).collect();
+        let mut arguments: Vec<&str> = self.proxy_arguments.iter().map(String::as_str).collect();
+        arguments.extend(by(1));
         let proxy = Proxy::start(&user, &[CLUSTER], &arguments).await?;
         let namespace = upstream.namespace("throwline-e2e-").await?;
         Ok(Environment {
@@ -585,6 +607,7 @@ impl Builder {
             proxy,
             upstream,
             namespace,
+            links,
             dir,
         })
     }
@@ -603,6 +626,8 @@ pub struct Environment {
     pub user: User,
     pub upstream: Arc<Upstream>,
     pub namespace: String,
+    /// The agent's and the local proxy's, where they were asked for.
+    pub links: Vec<Link>,
     dir: tempfile::TempDir,
 }
 

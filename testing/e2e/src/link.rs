@@ -7,6 +7,8 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -37,12 +39,15 @@ struct Now {
     state: State,
     /// How often what was open has been swallowed.
     swallowed: u64,
+    /// Rises with each limit on what a connection may carry, and the present one.
+    limit: (u64, Option<u64>),
 }
 
 /// Leads to one address; ends, with all that it carries, when it is dropped.
 pub struct Link {
     address: SocketAddr,
     now: watch::Sender<Now>,
+    stalled: Arc<AtomicUsize>,
     _stop: DropGuard,
 }
 
@@ -54,8 +59,11 @@ impl Link {
         let now = watch::Sender::new(Now {
             state: State::Whole,
             swallowed: 0,
+            limit: (0, None),
         });
         let seen = now.subscribe();
+        let stalled = Arc::<AtomicUsize>::default();
+        let counted = stalled.clone();
         let stop = CancellationToken::new();
         let stopped = stop.clone();
         tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
@@ -64,13 +72,14 @@ impl Link {
                     tokio::time::sleep(AGAIN).await;
                     continue;
                 };
-                let serve = serve(near, to, seen.clone());
+                let serve = serve(near, to, seen.clone(), counted.clone());
                 tokio::spawn(stopped.clone().run_until_cancelled_owned(serve));
             }
         }));
         Ok(Self {
             address,
             now,
+            stalled,
             _stop: stop.drop_guard(),
         })
     }
@@ -84,6 +93,18 @@ impl Link {
         self.now.send_modify(|now| now.state = state);
     }
 
+    /// A connection that carries more than this from now on, both ways together, stalls: nothing of it is read
+    /// any more, as behind a slow reader. `None` lets them go on.
+    pub fn limit(&self, bytes: Option<u64>) {
+        self.now
+            .send_modify(|now| now.limit = (now.limit.0 + 1, bytes));
+    }
+
+    /// Directions of connections that are stalled now.
+    pub fn stalled(&self) -> usize {
+        self.stalled.load(Ordering::SeqCst)
+    }
+
     /// Open connections pass nothing any more, without an error; later ones do.
     pub fn swallow_what_is_open(&self) {
         self.now.send_modify(|now| now.swallowed += 1);
@@ -91,10 +112,20 @@ impl Link {
 }
 
 /// Either end may be cut, or be closed by the link; that is the connection's end.
-async fn serve(near: TcpStream, to: SocketAddr, now: watch::Receiver<Now>) {
+async fn serve(
+    near: TcpStream,
+    to: SocketAddr,
+    now: watch::Receiver<Now>,
+    stalled: Arc<AtomicUsize>,
+) {
     let mut closed = now.clone();
-    let born = now.borrow().swallowed;
-    let mut way = Way { born, now };
+    let (born, limit) = (now.borrow().swallowed, now.borrow().limit.0);
+    let mut way = Way {
+        born,
+        now,
+        carried: Arc::new(Mutex::new((limit, 0))),
+        stalled,
+    };
     tokio::select! {
         _ = closed.wait_for(|now| now.state == State::Closed) => {}
         _ = lead(near, to, &mut way) => {}
@@ -129,7 +160,10 @@ async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut way: Way) -> 
         way.passable().await;
         match count? {
             0 => return to.shutdown().await,
-            count => to.write_all(&buffer[..count]).await?,
+            count => {
+                way.within_limit(count as u64).await;
+                to.write_all(&buffer[..count]).await?;
+            }
         }
     }
 }
@@ -139,6 +173,9 @@ async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut way: Way) -> 
 struct Way {
     born: u64,
     now: watch::Receiver<Now>,
+    /// The limit under which bytes were counted, and how many, both ways.
+    carried: Arc<Mutex<(u64, u64)>>,
+    stalled: Arc<AtomicUsize>,
 }
 
 impl Way {
@@ -147,6 +184,25 @@ impl Way {
         let passes = |now: &Now| now.state != State::Silent && now.swallowed == born;
         // Its sender lives as long as the link, and this as long as either.
         let _ = self.now.wait_for(passes).await;
+    }
+
+    /// Ends when so many bytes more may pass.
+    async fn within_limit(&mut self, count: u64) {
+        let carried = self.carried.clone();
+        let passes = |now: &Now| {
+            let mut carried = carried.lock().unwrap_or_else(PoisonError::into_inner);
+            if carried.0 != now.limit.0 {
+                *carried = (now.limit.0, 0);
+            }
+            now.limit.1.is_none_or(|limit| carried.1 + count <= limit)
+        };
+        if !passes(&self.now.borrow()) {
+            self.stalled.fetch_add(1, Ordering::SeqCst);
+            let _ = self.now.wait_for(&passes).await;
+            self.stalled.fetch_sub(1, Ordering::SeqCst);
+        }
+        let mut carried = carried.lock().unwrap_or_else(PoisonError::into_inner);
+        carried.1 += count;
     }
 }
 

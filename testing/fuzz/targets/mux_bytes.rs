@@ -17,6 +17,7 @@ fuzz_target!(|data: &[u8]| {
         instance: "fuzz".to_owned(),
         software: "fuzz 0".to_owned(),
         shares_identity: false,
+        bulk: false,
     };
     let mut bytes = Vec::new();
     let proof = wire::encode(&proof, wire::HANDSHAKE_CAP).expect("a proof fits");

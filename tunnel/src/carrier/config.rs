@@ -6,6 +6,7 @@ use url::Url;
 
 use crate::proto::assertion::Claims;
 use crate::proto::messages::Role;
+use crate::proto::traffic::TrafficClass;
 use crate::{mux, ws};
 
 use super::proxy::{Proxies, SOFTWARE};
@@ -61,6 +62,8 @@ pub struct DialConfig {
     /// The carrier is for a renewal alone, which an expired certificate may open as well: the relay
     /// accepts no other stream on it, and ends it soon. Default no.
     pub for_renewal: bool,
+    /// What the carrier is for. Default: interactive.
+    pub class: TrafficClass,
     /// Relays, by instance, to avoid: the dial ends with
     /// [`DialError::Unwanted`](super::DialError::Unwanted) before the dialer authenticates itself. A
     /// relay that reports that its set has no other is taken all the same.
@@ -93,6 +96,7 @@ impl DialConfig {
             software: SOFTWARE.to_owned(),
             shares_identity: false,
             for_renewal: false,
+            class: TrafficClass::default(),
             avoid: Vec::new(),
             timing: Timing::default(),
             ws: ws::Config::default(),

@@ -9,6 +9,7 @@ use futures::stream::FuturesUnordered;
 use tokio::net::{TcpStream, lookup_host};
 
 use super::DialError;
+use super::socket_options::set_socket_options;
 
 /// Head start of each address before the next is tried as well (RFC 8305 section 5).
 const STAGGER: Duration = Duration::from_millis(250);
@@ -27,8 +28,8 @@ pub(super) async fn connect(host: &str, port: u16) -> Result<TcpStream, DialErro
         host: format!("{host}:{port}"),
         source,
     })?;
-    // Small frames must not wait for acknowledgements of others.
-    let _ = stream.set_nodelay(true);
+    // Without it the connection works, and small frames wait.
+    let _ = set_socket_options(&stream);
     Ok(stream)
 }
 

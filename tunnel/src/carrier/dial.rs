@@ -201,6 +201,7 @@ where
         instance: config.instance.clone(),
         software: config.software.clone(),
         shares_identity: config.shares_identity,
+        bulk: config.class.is_bulk(),
     };
     message::write(&mut io, &proof, HANDSHAKE_CAP)
         .await

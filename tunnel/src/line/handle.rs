@@ -188,7 +188,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Handle<S> {
     }
 
     /// To be called a few times a second: acknowledges everything and frees memory on an idle line,
-    /// and detects a stalled path.
+    /// classifies it by the bytes that it moves, and detects a stalled path.
     pub fn tick(&self, now: Instant) -> Action {
         let shared = &*self.shared;
         let core = &mut *shared.lock();
@@ -196,6 +196,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Handle<S> {
             return Action::Nothing;
         }
         let received = core.machine.received();
+        let class = core.traffic.class();
+        if core.traffic.observe(now, received + core.machine.sent()) != class {
+            shared.publish(core);
+        }
         // On an idle line an ACK delays no bulk, and lets the peer free its send buffer.
         if received == core.last_received {
             core.machine.acknowledge_all();

@@ -11,6 +11,7 @@ use crate::proto::line::machine::Machine;
 use crate::proto::line::resume::Key;
 use crate::proto::line::stall_detector::StallDetector;
 use crate::proto::line::window_autotune::WindowAutotune;
+use crate::proto::traffic::{TrafficClass, TrafficMeter};
 
 use super::LineError;
 use super::memory::{LineBudgets, LineMemory};
@@ -46,6 +47,8 @@ pub struct Phase {
     pub released: bool,
     /// There is nothing left to resume.
     pub over: bool,
+    /// What the line moves, as measured by this end; see [`Handle::tick`](super::Handle::tick).
+    pub class: TrafficClass,
 }
 
 /// The line's state, under one lock.
@@ -61,6 +64,7 @@ pub(super) struct Core<S> {
     pub(super) stall_detector: StallDetector,
     pub(super) autotune: WindowAutotune,
     pub(super) memory: LineMemory,
+    pub(super) traffic: TrafficMeter,
     /// A writer waits for room, and is to be woken when there is some.
     pub(super) writer_waits: bool,
     /// Bytes received at the last [`Handle::tick`](super::Handle::tick).
@@ -138,6 +142,7 @@ impl<S> Shared<S> {
             stall_detector: StallDetector::default(),
             autotune: WindowAutotune::default(),
             memory: LineMemory::new(budgets),
+            traffic: TrafficMeter::default(),
             writer_waits: false,
             last_received: 0,
             dropped_streams: 0,
@@ -186,6 +191,7 @@ impl<S> Core<S> {
             move_requested: self.machine.is_move_requested(),
             released: self.owner == Owner::Released,
             over: self.lifecycle.is_over(),
+            class: self.traffic.class(),
         }
     }
 

@@ -50,6 +50,9 @@ pub struct Proof {
     /// Other processes have this identity too, as replicas that share it: no reason to report two.
     #[prost(bool, tag = "7")]
     pub shares_identity: bool,
+    /// The carrier is for bulk: lines that are not come over it only where there is no other.
+    #[prost(bool, tag = "8")]
+    pub bulk: bool,
 }
 
 /// What a dialer is. Only a hint for logs and limits: rights follow the certificate.
@@ -267,6 +270,10 @@ pub struct Open {
     /// all. Tells a relay that stops which lines it must wait for.
     #[prost(uint32, tag = "8")]
     pub detached_ms: u32,
+    /// The line moves bulk, and should come over carriers for bulk. All that a relay learns of what is
+    /// in the line, beside its amount.
+    #[prost(bool, tag = "9")]
+    pub bulk: bool,
 }
 
 /// What a line carries.

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use throwline_tunnel::carrier::{self, Connection, DialError};
 use throwline_tunnel::proto::close::CloseCode;
 use throwline_tunnel::proto::messages::ClusterInfo;
+use throwline_tunnel::proto::traffic::TrafficClass;
 
-use super::{Inner, Link, State};
+use super::{Inner, Link};
 use crate::failure::Failure;
 use crate::session::cluster_list::list;
 use crate::session::errors::dial_error;
@@ -18,14 +19,10 @@ impl Link {
     /// The clusters that the user may reach, requested over the present carrier. Without one:
     /// over a temporary one if `dial`, else `None`. This does not count as use of the carrier.
     pub(crate) async fn list(&self, dial: bool) -> Result<Option<Vec<ClusterInfo>>, Failure> {
-        let up = match &*self.0.state.borrow() {
-            State::Up { carrier, .. } if !carrier.is_closed() => Some(carrier.clone()),
-            _ => None,
-        };
-        match up {
+        match self.0.interactive.present() {
             Some(carrier) => list(&carrier).await.map(Some),
             None if dial => {
-                let connection = self.0.dial().await?;
+                let connection = self.0.dial(TrafficClass::Interactive).await?;
                 let listed = list(&connection.carrier).await;
                 connection.carrier.close(CloseCode::Normal, "done");
                 listed.map(Some)
@@ -37,25 +34,30 @@ impl Link {
 
 impl Inner {
     /// Dials once, with the newest identity there is.
-    pub(super) async fn dial(&self) -> Result<Connection, Failure> {
+    pub(super) async fn dial(&self, class: TrafficClass) -> Result<Connection, Failure> {
         let mut credentials = self.newest().await;
         if is_expired(&credentials) {
             credentials = self.renewed(&credentials).await?;
         }
-        match self.dial_as(&credentials).await {
+        match self.dial_as(&credentials, class).await {
             // By the relay's clock.
             Err(DialError::CertificateExpired { .. }) => {
                 credentials = self.renewed(&credentials).await?;
-                self.dial_as(&credentials).await
+                self.dial_as(&credentials, class).await
             }
             dialled => dialled,
         }
         .map_err(|error| dial_error(&credentials, error))
     }
 
-    async fn dial_as(&self, credentials: &Credentials) -> Result<Connection, DialError> {
+    async fn dial_as(
+        &self,
+        credentials: &Credentials,
+        class: TrafficClass,
+    ) -> Result<Connection, DialError> {
         let config = dial_config(credentials, &self.outbound, &self.timing, &self.instance);
-        let config = config.map_err(|failure| DialError::Prover(failure.into()))?;
+        let mut config = config.map_err(|failure| DialError::Prover(failure.into()))?;
+        config.class = class;
         Box::pin(carrier::dial(&config)).await
     }
 

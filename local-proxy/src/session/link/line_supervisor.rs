@@ -11,11 +11,12 @@ use throwline_tunnel::proto::line::stall_detector::Action;
 use throwline_tunnel::proto::messages::{LineKind, Open, RefusalCode};
 use throwline_tunnel::proto::origin;
 use throwline_tunnel::proto::pacer::Pacer;
+use throwline_tunnel::proto::traffic::TrafficClass;
 use throwline_tunnel::{mux, proto};
 use tokio::sync::Notify;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout_at};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout_at};
 
-use super::{Link, State};
+use super::Link;
 use crate::failure::Failure;
 use crate::session::errors::open_error;
 
@@ -33,6 +34,9 @@ const GONE_LIMIT: u32 = 2;
 /// such requests.
 const MOVES: (u32, Duration) = (3, Duration::from_secs(2));
 
+/// Between two moves of a line to a carrier of its class.
+const RECLASSIFY: Duration = Duration::from_secs(10);
+
 /// One line, as its supervisor has it.
 pub(super) struct LineSupervisor {
     pub(super) link: Link,
@@ -44,7 +48,11 @@ pub(super) struct LineSupervisor {
     /// What carries the line now.
     pub(super) carrier: Carrier,
     pub(super) epoch: u64,
+    /// What that carrier is for.
+    pub(super) class: TrafficClass,
     pub(super) suspect: Arc<Notify>,
+    /// Not before, the line moves to a carrier of its own class.
+    pub(super) reclassify_at: Instant,
 }
 
 /// Why a line is to have another stream.
@@ -57,6 +65,8 @@ enum Why {
     Newer,
     /// Nothing is received.
     Silence,
+    /// It has become bulk, or is so no longer.
+    Class,
 }
 
 /// A line has no other stream yet.
@@ -96,6 +106,7 @@ impl LineSupervisor {
                     }
                 }
                 Why::Newer | Why::Silence => self.move_on(why).await,
+                Why::Class => self.reclassify().await,
             }
         }
     }
@@ -113,8 +124,9 @@ impl LineSupervisor {
                     self.handle.detach(epoch);
                     continue;
                 }
-                () = self.link.has_newer(self.epoch) => return Some(Why::Newer),
+                () = self.link.path(self.class).has_newer(self.epoch) => return Some(Why::Newer),
                 () = self.suspect.notified() => return Some(Why::Silence),
+                () = self.changed_class() => return Some(Why::Class),
             };
             if phase.over {
                 return None;
@@ -127,6 +139,43 @@ impl LineSupervisor {
             }
             if self.see_off().await {
                 return None;
+            }
+        }
+    }
+
+    /// Ends when the line is of another class than its carrier, and may move to one of its own.
+    async fn changed_class(&self) {
+        (self.handle.wait_until(|phase| phase.class != self.class)).await;
+        sleep_until(self.reclassify_at).await;
+        // It may have changed back meanwhile.
+        (self.handle.wait_until(|phase| phase.class != self.class)).await;
+    }
+
+    /// Moves to a carrier of the line's present class; stays where it is if that is not to be had.
+    async fn reclassify(&mut self) {
+        let class = self.handle.phase().class;
+        self.reclassify_at = Instant::now() + RECLASSIFY;
+        let lost = (self.handle).wait_until(|phase| phase.over || !phase.attached);
+        let (carrier, epoch) = tokio::select! {
+            carrier = self.link.carrier(class) => match carrier {
+                Ok(found) => found,
+                Err(error) => {
+                    tracing::debug!(cluster = self.cluster, ?class, %error, "no carrier of a line's class");
+                    return;
+                }
+            },
+            // Recovered first.
+            _ = lost => return,
+        };
+        match self.attempt_on(carrier, epoch, class, &mut 0).await {
+            Ok(()) => tracing::debug!(
+                cluster = self.cluster,
+                ?class,
+                "a line has changed its class"
+            ),
+            Err(Attempt::Over) => {}
+            Err(Attempt::Vain(error) | Attempt::Final(error)) => {
+                tracing::debug!(cluster = self.cluster, ?class, %error, "a line stays where it is");
             }
         }
     }
@@ -201,7 +250,7 @@ impl LineSupervisor {
         if why == Why::Silence && self.carrier.last_received().elapsed() > RECENTLY_RECEIVED {
             // The carrier itself may be silent: another is dialled beside it, and when that is
             // up, this line moves to it.
-            self.link.replace(self.epoch);
+            self.link.replace(self.class, self.epoch);
             return;
         }
         let mut gone = 0;
@@ -225,14 +274,32 @@ impl LineSupervisor {
 
     /// Opens a stream to the agent's process, then puts it under the line.
     async fn attempt(&mut self, gone: &mut u32) -> Result<(), Attempt> {
+        // Without its carrier, bulk goes on over the other one, and returns later.
+        let is_usable = !self.class.is_bulk() || self.link.path(self.class).present().is_some();
+        let class = if is_usable {
+            self.class
+        } else {
+            TrafficClass::Interactive
+        };
         let (carrier, epoch) =
             self.link
-                .carrier()
+                .carrier(class)
                 .await
                 .map_err(|failure| match failure.may_pass() {
                     true => Attempt::Vain(failure.into()),
                     false => Attempt::Final(failure.into()),
                 })?;
+        self.attempt_on(carrier, epoch, class, gone).await
+    }
+
+    /// The same over this carrier, which is of that class.
+    async fn attempt_on(
+        &mut self,
+        carrier: Carrier,
+        epoch: u64,
+        class: TrafficClass,
+        gone: &mut u32,
+    ) -> Result<(), Attempt> {
         let open = Open {
             version: proto::VERSION,
             cluster: self.cluster.clone(),
@@ -242,11 +309,12 @@ impl LineSupervisor {
             // The line's other end is in the memory of this process; another replica could only
             // answer GONE.
             agent_instance: self.agent_instance.clone(),
+            bulk: class.is_bulk(),
             ..Open::default()
         };
         let stream = match carrier.open(open.into()).await {
             Ok((stream, _)) => stream,
-            Err(error) => return Err(self.not_opened(epoch, error)),
+            Err(error) => return Err(self.not_opened(class, epoch, error)),
         };
         let since = Instant::now();
         let was_attached = self.handle.phase().attached;
@@ -268,7 +336,7 @@ impl LineSupervisor {
             Err(error) => return Err(Attempt::Vain(error.into())),
         }
         // Only after success: until then the old carrier's end is what has to be observed.
-        (self.carrier, self.epoch) = (carrier, epoch);
+        (self.carrier, self.epoch, self.class) = (carrier, epoch, class);
         let metrics = &self.link.0.metrics;
         metrics
             .replayed_bytes
@@ -279,15 +347,15 @@ impl LineSupervisor {
         Ok(())
     }
 
-    fn not_opened(&self, epoch: u64, error: OpenError) -> Attempt {
+    fn not_opened(&self, class: TrafficClass, epoch: u64, error: OpenError) -> Attempt {
         let is_final = match &error {
             OpenError::CarrierLost(_) => {
-                self.link.replace(epoch);
+                self.link.replace(class, epoch);
                 false
             }
             OpenError::Refused(refusal) => match refusal.code() {
                 RefusalCode::Draining => {
-                    self.link.replace(epoch);
+                    self.link.replace(class, epoch);
                     false
                 }
                 RefusalCode::InstanceGone
@@ -331,17 +399,6 @@ fn within_sentence(error: &NotResumed) -> String {
 }
 
 impl Link {
-    /// Ends when there is a carrier that came after the one of this epoch.
-    async fn has_newer(&self, epoch: u64) {
-        let mut state = self.0.state.subscribe();
-        let is_newer = |state: &State| match state {
-            State::Up { epoch: up, .. } => *up > epoch,
-            State::Down { .. } => false,
-        };
-        // `self` keeps the channel open.
-        let _ = state.wait_for(is_newer).await;
-    }
-
     /// Looks at all lines, some times a second while there are any. Never ends.
     pub(super) async fn look(&self) {
         let mut every = interval(LOOK);

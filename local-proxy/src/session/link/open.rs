@@ -9,6 +9,7 @@ use throwline_certs::{Kind, PeerIdentity, SpiffeId, Validator, tls};
 use throwline_tunnel::carrier::OpenError;
 use throwline_tunnel::line::{self, Handle};
 use throwline_tunnel::proto::messages::{LineHello, LineKind, Open, RefusalCode};
+use throwline_tunnel::proto::traffic::TrafficClass;
 use throwline_tunnel::{mux, proto, session};
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
@@ -53,7 +54,8 @@ impl Link {
         // Before the carrier is taken: a change of identity in between makes this session one of
         // the old epoch.
         let now = self.epoch();
-        let (carrier, epoch) = self.carrier().await?;
+        let class = TrafficClass::Interactive;
+        let (carrier, epoch) = self.carrier(class).await?;
         let open = Open {
             version: proto::VERSION,
             cluster: cluster.to_owned(),
@@ -71,7 +73,7 @@ impl Link {
                 _ => false,
             };
             if moving {
-                self.replace(epoch);
+                self.replace(class, epoch);
             }
             open_error(cluster, error)
         })?;
@@ -126,7 +128,9 @@ impl Link {
                     agent_instance: reply.agent_instance,
                     carrier,
                     epoch,
+                    class,
                     suspect,
+                    reclassify_at: Instant::now(),
                 },
             );
         }
@@ -198,7 +202,7 @@ impl Dial for Link {
     fn epoch(&self) -> Epoch {
         Epoch {
             generation: self.0.generation.load(Ordering::Acquire),
-            carrier: self.0.carriers.epoch(),
+            carrier: self.0.interactive.carriers.epoch(),
         }
     }
 }

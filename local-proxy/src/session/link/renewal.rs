@@ -4,6 +4,7 @@
 use std::time::{Duration, SystemTime};
 
 use rand::Rng as _;
+use throwline_tunnel::proto::traffic::TrafficClass;
 use tokio::time::sleep;
 
 use super::Link;
@@ -43,7 +44,7 @@ impl Link {
     }
 
     async fn renew(&self) -> Result<(), Failure> {
-        let (carrier, _) = self.carrier().await?;
+        let (carrier, _) = self.carrier(TrafficClass::Interactive).await?;
         let mut successor = self.0.successor.lock().await;
         let old = self.credentials();
         if SystemTime::now() < old.identity.renew_at() {

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
+use futures::future::join_all;
 use throwline_ops::{Shutdown, network};
 use throwline_tunnel::carrier::{Carrier, Connection, IncomingStream};
 use throwline_tunnel::proto::close::{CloseCode, CloseReason};
 use throwline_tunnel::proto::messages::{Refusal, RefusalCode};
+use throwline_tunnel::proto::traffic::TrafficClass;
 use throwline_tunnel::revocations;
 use throwline_uplink::{
     Config, Environment, FirstRetry, Metrics, Pool, ReplaceReason, UplinkHandler,
@@ -17,8 +19,9 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+use super::Link;
+use super::path::{Path, State};
 use super::revocations::Lists;
-use super::{Link, State};
 use crate::config::Timing;
 use crate::failure::Failure;
 
@@ -54,33 +57,60 @@ impl Link {
     /// Keeps a carrier up while one is needed; ends with `stop`.
     pub(crate) async fn drive(self, stop: CancellationToken) {
         let (stopping, shutdown) = Shutdown::new();
-        let environment = Environment {
-            shutdown,
-            ready: None,
-            network: network::changes(),
-            metrics: Metrics::new("local_proxy").expect("the name is of letters"),
-        };
-        let pool = Pool::start(
-            Arc::new(self.clone()),
-            self.0.carriers.clone(),
-            config(&self.0.timing),
-            environment,
-        );
+        let pools = TrafficClass::ALL.map(|class| {
+            let environment = Environment {
+                shutdown: shutdown.clone(),
+                ready: None,
+                network: network::changes(),
+                metrics: Metrics::new("local_proxy").expect("the name is of letters"),
+            };
+            let uplink = Uplink {
+                link: self.clone(),
+                class,
+            };
+            Pool::start(
+                Arc::new(uplink),
+                self.path(class).carriers.clone(),
+                config(&self.0.timing),
+                environment,
+            )
+        });
         stop.run_until_cancelled(self.look()).await;
         self.forget_lines();
         stopping.trigger();
-        let remaining = pool.ended().await;
-        self.0.state.send_replace(State::Down { last: None });
-        // The process may end after it. An agent that did not receive the close waits for each line.
-        remaining.close("the local proxy stops").await;
+        let closed = pools.map(|pool| async {
+            let remaining = pool.ended().await;
+            // The process may end after it. An agent that did not receive the close waits for each line.
+            remaining.close("the local proxy stops").await;
+        });
+        join_all(closed).await;
+        for class in TrafficClass::ALL {
+            self.path(class).set(State::Down { last: None });
+        }
     }
 }
 
-impl UplinkHandler for Link {
+/// The carrier of one class.
+struct Uplink {
+    link: Link,
+    class: TrafficClass,
+}
+
+impl Uplink {
+    fn path(&self) -> &Path {
+        self.link.path(self.class)
+    }
+
+    fn used_until(&self) -> Option<Instant> {
+        self.path().used_until(self.link.0.timing.carrier_idle)
+    }
+}
+
+impl UplinkHandler for Uplink {
     type Error = Failure;
 
     async fn dial(&self, _avoid: Vec<String>) -> Result<Connection, Failure> {
-        self.0.dial().await
+        self.link.0.dial(self.class).await
     }
 
     /// A relay has nothing to open towards a local proxy.
@@ -94,38 +124,38 @@ impl UplinkHandler for Link {
 
     fn failed(&self, failure: &Failure) {
         let last = Some(failure.clone());
-        self.0.state.send_replace(State::Down { last });
+        self.path().set(State::Down { last });
     }
 
     fn not_replaced(&self, _failure: &Failure, reason: ReplaceReason, attempt: u32) {
         // There is no other relay: the sessions that only wait for work must not hold up the relay
         // that is to stop.
         if reason == ReplaceReason::Drain && attempt == 1 {
-            self.0.generation.fetch_add(1, Ordering::AcqRel);
+            self.link.0.generation.fetch_add(1, Ordering::AcqRel);
         }
     }
 
     fn connected(&self, carrier: &Carrier, epoch: u64) {
-        self.0.metrics.carriers.inc();
+        self.link.0.metrics.carriers.inc();
         let carrier = carrier.clone();
-        self.0.state.send_replace(State::Up { carrier, epoch });
+        self.path().set(State::Up { carrier, epoch });
     }
 
     fn disconnected(&self, reason: Option<&CloseReason>) {
         // Those that wait receive that failure; the next request causes another dial.
         let is_revoked = reason.is_some_and(|reason| reason.code == CloseCode::Revoked);
         let last = is_revoked.then_some(Failure::Revoked);
-        self.0.state.send_replace(State::Down { last });
+        self.path().set(State::Down { last });
     }
 
     async fn follow_revocations(&self, carrier: Carrier, newest: watch::Receiver<u64>) {
-        revocations::follow(carrier, newest, Lists::of(self)).await;
+        revocations::follow(carrier, newest, Lists::of(&self.link)).await;
     }
 
     async fn needed(&self) {
         let is_used = || self.used_until().is_some_and(|end| Instant::now() < end);
         while !is_used() {
-            self.0.demand.notified().await;
+            self.path().demanded().await;
         }
     }
 
@@ -142,12 +172,12 @@ impl UplinkHandler for Link {
     }
 
     async fn urgent(&self) {
-        self.0.demand.notified().await;
+        self.path().demanded().await;
     }
 
     /// Well before the certificate ends, with which the relay would end the carrier.
     fn max_age(&self) -> Duration {
-        let not_after = self.credentials().identity.not_after();
+        let not_after = self.link.credentials().identity.not_after();
         let left = not_after.duration_since(SystemTime::now());
         left.unwrap_or_default().mul_f64(0.8).max(EAGER)
     }

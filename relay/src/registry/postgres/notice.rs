@@ -59,6 +59,9 @@ pub(super) struct Row {
     /// The serial of the agent's certificate; empty if its relay does not state it.
     #[serde(default)]
     pub(super) certificate: String,
+    /// Whether the agent has dialled the carrier for bulk.
+    #[serde(default)]
+    pub(super) bulk: bool,
 }
 
 impl Notice {
@@ -183,6 +186,7 @@ mod tests {
                 agent_instance: "x".into(),
                 since: 5,
                 certificate: "4f".into(),
+                bulk: false,
             },
         }
     }

@@ -101,6 +101,7 @@ mod tests {
             agent_instance: String::new(),
             since: 0,
             certificate: String::new(),
+            bulk: false,
         }
     }
 

@@ -53,9 +53,9 @@ async fn tunnels(
     let relays: Vec<&str> = wanted.iter().map(|(relay, ..)| relay.as_str()).collect();
     let epochs: Vec<Epoch> = wanted.iter().map(|(_, epoch, _)| *epoch).collect();
     let carriers: Vec<i64> = wanted.iter().map(|(.., carrier)| *carrier).collect();
-    type Line = (String, Epoch, i64, String, String, i64, String);
+    type Line = (String, Epoch, i64, String, String, i64, String, bool);
     let rows: Vec<Line> = sqlx::query_as(
-        "SELECT relay, wanted.started_at, carrier, cluster, agent_instance, since, certificate
+        "SELECT relay, wanted.started_at, carrier, cluster, agent_instance, since, certificate, bulk
          FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS wanted (relay, started_at, carrier)
          JOIN tunnels USING (relay, carrier)
          JOIN relays ON instance = relay AND relays.started_at = wanted.started_at",
@@ -65,13 +65,14 @@ async fn tunnels(
     .bind(carriers)
     .fetch_all(connection)
     .await?;
-    let of = |(relay, epoch, carrier, cluster, agent_instance, since, certificate): Line| {
+    let of = |(relay, epoch, carrier, cluster, agent_instance, since, certificate, bulk): Line| {
         let row = Row {
             carrier,
             cluster,
             agent_instance,
             since,
             certificate,
+            bulk,
         };
         row.is_sound().then_some(((relay, epoch, carrier), row))
     };
@@ -155,20 +156,21 @@ pub(super) async fn load(
     connection: &mut PgConnection,
     (instance, epoch): &(String, Epoch),
 ) -> Result<(), sqlx::Error> {
-    let rows: Vec<(i64, String, String, i64, String)> = sqlx::query_as(
-        "SELECT carrier, cluster, agent_instance, since, certificate
+    let rows: Vec<(i64, String, String, i64, String, bool)> = sqlx::query_as(
+        "SELECT carrier, cluster, agent_instance, since, certificate, bulk
          FROM tunnels JOIN relays ON instance = relay WHERE instance = $1 AND started_at = $2",
     )
     .bind(instance)
     .bind(epoch)
     .fetch_all(connection)
     .await?;
-    let row = |(carrier, cluster, agent_instance, since, certificate)| Row {
+    let row = |(carrier, cluster, agent_instance, since, certificate, bulk)| Row {
         carrier,
         cluster,
         agent_instance,
         since,
         certificate,
+        bulk,
     };
     let rows = rows.into_iter().map(row).filter(Row::is_sound).collect();
     let mut state = shared.lock();

@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use throwline_tunnel::proto::traffic::TrafficClass;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -174,6 +175,7 @@ impl Remotes {
                     agent_instance: row.agent_instance.clone(),
                     since: UNIX_EPOCH + Duration::from_millis(row.since.unsigned_abs()),
                     certificate: row.certificate.clone(),
+                    class: TrafficClass::of(row.bulk),
                 };
                 Some((relay.draining, remote))
             })

@@ -242,8 +242,9 @@ async fn write(
     };
     let number = |of: fn(&Row) -> i64| -> Vec<i64> { batch.inserts.iter().map(of).collect() };
     sqlx::query(
-        "INSERT INTO tunnels (relay, carrier, cluster, agent_instance, since, certificate)
-         SELECT $1, * FROM unnest($2::bigint[], $3::text[], $4::text[], $5::bigint[], $6::text[])
+        "INSERT INTO tunnels (relay, carrier, cluster, agent_instance, since, certificate, bulk)
+         SELECT $1, *
+         FROM unnest($2::bigint[], $3::text[], $4::text[], $5::bigint[], $6::text[], $7::boolean[])
          ON CONFLICT DO NOTHING",
     )
     .bind(relay)
@@ -252,6 +253,7 @@ async fn write(
     .bind(column(|row| &row.agent_instance))
     .bind(number(|row| row.since))
     .bind(column(|row| &row.certificate))
+    .bind(batch.inserts.iter().map(|row| row.bulk).collect::<Vec<_>>())
     .execute(&mut *tx)
     .await?;
     sqlx::query("DELETE FROM tunnels WHERE relay = $1 AND carrier = ANY($2)")

@@ -16,7 +16,10 @@ const RECORD_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Session {
     pub(super) fn record_arrival(&mut self, software: &str) {
-        let Some(tunnel) = &self.tunnel else { return };
+        // A carrier for bulk comes beside one that was recorded.
+        let Some(tunnel) = (self.tunnel.as_ref()).filter(|it| !it.class.is_bulk()) else {
+            return;
+        };
         let sessions = Arc::clone(&self.sessions);
         let cluster = tunnel.cluster.clone();
         let version = version_of(software);

@@ -20,6 +20,7 @@ fn row(carrier: i64, cluster: &str) -> Row {
         agent_instance: format!("agent-{carrier}"),
         since: carrier,
         certificate: String::new(),
+        bulk: false,
     }
 }
 

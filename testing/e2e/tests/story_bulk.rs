@@ -1,0 +1,129 @@
+//! What a person waits for does not wait behind bulk: at a hop where the connection of the bulk stands still,
+//! keystrokes and small requests pass.
+
+use std::process::{ExitCode, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use throwline_e2e::environment::Builder;
+use throwline_e2e::link::Link;
+use throwline_e2e::pod::{self, Pod};
+use throwline_e2e::{Environment, Fixture, Kubectl, Suite, eventually};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::process::Child;
+use tokio::time::timeout;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+/// More than everything that is interactive here, and less than what a transfer moves at once.
+const LIMIT: u64 = 2 * 1024 * 1024;
+
+fn main() -> ExitCode {
+    let minutes = |count: u64| Duration::from_secs(60 * count);
+    Suite::new()
+        .alone("keystrokes_pass_a_stalled_download", minutes(5), |_| {
+            beside("cat /dev/zero")
+        })
+        .alone("keystrokes_pass_a_stalled_upload", minutes(5), |_| {
+            beside("cat >/dev/null")
+        })
+        .run(|| async { Ok(()) })
+}
+
+/// An endless transfer through exec, with its other end.
+async fn transfer(kubectl: &Kubectl, pod: &str, script: &str) -> Result<Child> {
+    let mut child = kubectl
+        .command(&["exec", "-i", pod, "--", "sh", "-c", script])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()?;
+    let mut input = child.stdin.take().context("no input")?;
+    let mut output = child.stdout.take().context("no output")?;
+    tokio::spawn(async move {
+        let piece = vec![0; 64 * 1024];
+        while input.write_all(&piece).await.is_ok() {}
+    });
+    tokio::spawn(async move {
+        let mut piece = vec![0; 64 * 1024];
+        while output.read(&mut piece).await.is_ok_and(|read| read > 0) {}
+    });
+    Ok(child)
+}
+
+async fn beside(script: &str) -> Result<()> {
+    let env = Builder::default().by_links().start().await?;
+    let pod = Pod::start(&env.upstream, &env.namespace, pod::IDLE).await?;
+    let kubectl = env.newest()?;
+    let mut terminal = kubectl
+        .command(&["exec", "-i", &pod.name, "--", "cat"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()?;
+    let mut keyboard = terminal.stdin.take().context("no input")?;
+    let mut screen = BufReader::new(terminal.stdout.take().context("no output")?);
+    let mut echo = async |key: &str| -> Result<()> {
+        keyboard.write_all(format!("{key}\n").as_bytes()).await?;
+        let mut line = String::new();
+        timeout(PATIENCE, screen.read_line(&mut line))
+            .await
+            .context("the keystroke has not come back")??;
+        ensure!(line.trim() == key, "{line:?} came back for {key}");
+        Ok(())
+    };
+    echo("before").await?;
+    let mut bulk = transfer(&kubectl, &pod.name, script).await?;
+    eventually(PATIENCE, "bulk has a carrier at both hops", || async {
+        carriers(&env).await
+    })
+    .await?;
+    for (hop, link) in ["agent to relay", "local proxy to relay"]
+        .into_iter()
+        .zip(&env.links)
+    {
+        link.limit(Some(LIMIT));
+        stalled(link).await.context(hop)?;
+        // Not one byte of bulk passes from here to the end of this hop's turn.
+        for key in 0..10 {
+            echo(&key.to_string())
+                .await
+                .with_context(|| hop.to_owned())?;
+        }
+        let got = kubectl.run(&["get", "pods", "-o", "name"]).await?;
+        ensure!(got.text().contains(&pod.name), "{hop}: {}", got.text());
+        ensure!(link.stalled() > 0, "{hop}: bulk was not stalled meanwhile");
+        link.limit(None);
+        echo("between").await?;
+    }
+    ensure!(bulk.try_wait()?.is_none(), "the transfer has ended");
+    bulk.kill().await?;
+    terminal.kill().await?;
+    pod.remove().await?;
+    env.close().await
+}
+
+/// Each dialler has one for interactive lines and one for bulk.
+async fn carriers(env: &Environment) -> Result<()> {
+    let metrics = env.relay.metrics().await?;
+    for role in ["role=\"agent\"", "role=\"local-proxy\""] {
+        let count = metrics.sum("throwline_relay_carriers", &[role]);
+        ensure!(count >= 2.0, "{count} carriers with {role}");
+    }
+    // The line of bulk has left the interactive one, on both sides.
+    let agent = throwline_e2e::metrics::Metrics::of(env.agent.admin).await?;
+    let moved = agent.sum("throwline_agent_line_resumptions_total", &[]);
+    ensure!(moved >= 2.0, "the line has moved {moved} times");
+    Ok(())
+}
+
+async fn stalled(link: &Link) -> Result<()> {
+    eventually(
+        PATIENCE,
+        "the connection of the bulk is stalled",
+        || async {
+            ensure!(link.stalled() > 0);
+            Ok(())
+        },
+    )
+    .await
+}
