@@ -8,9 +8,8 @@ use throwline_e2e::tools;
 use tokio::task::JoinSet;
 
 use crate::client::Target;
-use crate::idle::connect;
 use crate::report::{self, figure};
-use crate::ways::{self, Route, Side, Site};
+use crate::ways::{self, Route, Side, Site, connect};
 
 /// How long each step is under load.
 const SPAN: Duration = Duration::from_secs(4);
@@ -22,7 +21,6 @@ const AGENTS: [usize; 3] = [100, 1000, 5000];
 const MESSAGE: [u8; 64] = [7; 64];
 
 pub(crate) async fn run(most_agents: usize) -> anyhow::Result<()> {
-    throwline_ops::limits::raise_open_files();
     let site = Site::start().await?;
     let (route, relay) = ways::throwline_with_relay(&site).await?;
     let mut text = format!(

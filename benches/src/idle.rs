@@ -1,28 +1,26 @@
 //! What an idle carrier and an idle line cost: thousands of agents that have nothing to do at one
-//! relay, and hundreds of upgraded requests that stand still.
+//! relay, hundreds of them beside those of the peers' servers, and hundreds of upgraded requests that
+//! stand still.
 
 use std::time::Duration;
 
 use anyhow::Context;
+use futures::future::join_all;
 use throwline_e2e::simulated::{Enrolled, Simulated};
-use throwline_e2e::{Relay, tools};
+use throwline_e2e::tools;
 
-use crate::report;
-use crate::ways::{Side, Site};
-use crate::{proc, ways};
+use crate::rows::{Figures, Row};
+use crate::ways::{IdleAgents, Side, Site, THROWLINE};
+use crate::{proc, report, ways};
 
-/// Agents that dial at once: fewer than a relay shakes hands with in a second.
-const BATCH: usize = 150;
-const PATIENCE: Duration = Duration::from_secs(120);
 /// From the last connection until memory is read: longer than buffers are kept for, 5 s without a byte
 /// that are looked for each 5 s.
-const SETTLE: Duration = Duration::from_secs(12);
+pub(crate) const SETTLE: Duration = Duration::from_secs(12);
 /// Idle lines of one user to one agent.
 const LINES: usize = 500;
 const KIB: f64 = 1024.0;
 
 pub(crate) async fn run(agents: usize) -> anyhow::Result<()> {
-    throwline_ops::limits::raise_open_files();
     let carriers = carriers(agents).await?;
     let layers = layers().await?;
     let lines = lines(LINES).await?;
@@ -41,49 +39,66 @@ pub(crate) async fn run(agents: usize) -> anyhow::Result<()> {
 
 struct Carriers {
     agents: usize,
-    /// Resident KiB of the relay for each agent.
-    each_kib: f64,
-    relay_mib: f64,
+    held: Held,
 }
 
-async fn carriers(agents: usize) -> anyhow::Result<Carriers> {
-    let dir = throwline_e2e::environment::private_dir()?;
-    let relay = Relay::start(dir.path(), &[]).await?;
-    println!("enrolling {agents} agents");
-    let mut enrolled = Enrolled::at(&relay, None, agents).await?;
-    println!("connecting them");
-    let mut simulated = Simulated::new()?;
-    // The first ones make what all share.
-    let first = (agents / 50).max(1);
-    simulated.dial(enrolled.split_off(first), &relay.public_url)?;
-    simulated.all_connected(PATIENCE).await?;
-    tokio::time::sleep(SETTLE).await;
-    let before = relay.process.resident_kib()?;
-    connect(&mut simulated, enrolled, &relay.public_url).await?;
-    tokio::time::sleep(SETTLE).await;
-    let after = relay.process.resident_kib()?;
-    let failed = simulated.stop().await;
-    if failed > 0 {
-        println!("{failed} dials had failed");
-    }
+async fn carriers(count: usize) -> anyhow::Result<Carriers> {
+    let site = Site::start().await?;
+    println!("enrolling {count} agents, then connecting them");
+    let agents = IdleAgents::of(THROWLINE, &site, count).await?;
+    let agents = agents.context("there is no relay")?;
     Ok(Carriers {
-        agents,
-        each_kib: after.saturating_sub(before) as f64 / (agents - first).max(1) as f64,
-        relay_mib: after as f64 / KIB,
+        agents: count,
+        held: held(agents, count, SETTLE).await?,
     })
 }
 
-/// In batches, so that a relay's limits delay none of them.
-pub(crate) async fn connect(
-    simulated: &mut Simulated,
-    mut enrolled: Enrolled,
-    public: &str,
-) -> anyhow::Result<()> {
-    while !enrolled.is_empty() {
-        simulated.dial(enrolled.split_off(BATCH), public)?;
-        simulated.all_connected(PATIENCE).await?;
+/// What idle agents hold at their server.
+struct Held {
+    /// For each of them.
+    each_kib: f64,
+    server_kib: f64,
+}
+
+async fn held(mut agents: IdleAgents, count: usize, settle: Duration) -> anyhow::Result<Held> {
+    // The first ones make what all share.
+    let first = (count / 50).max(20).min(count / 2);
+    agents.connect(first).await?;
+    tokio::time::sleep(settle).await;
+    let before = agents.server_kib();
+    agents.connect(count - first).await?;
+    tokio::time::sleep(settle).await;
+    let after = agents.server_kib();
+    Ok(Held {
+        each_kib: (after - before) / (count - first).max(1) as f64,
+        server_kib: after,
+    })
+}
+
+/// What idle agents hold at the servers of these ways, of so many at each. All at the same time: memory does
+/// not depend on what else the machine does.
+pub(crate) async fn beside(
+    names: impl Iterator<Item = &'static str>,
+    site: &Site,
+    count: usize,
+    settle: Duration,
+    figures: &mut Figures,
+) {
+    let each = names.map(|name| async move {
+        let found = match IdleAgents::of(name, site, count).await {
+            Ok(Some(agents)) => held(agents, count, settle).await.map(Some),
+            Ok(None) => Ok(None),
+            Err(error) => Err(error),
+        };
+        (name, found)
+    });
+    for (name, found) in join_all(each).await {
+        match found {
+            Ok(Some(held)) => figures.add(Row::RelayIdleAgent, name, held.each_kib),
+            Ok(None) => {}
+            Err(error) => figures.fail(Row::RelayIdleAgent, name, format!("{error:#}")),
+        }
     }
-    Ok(())
 }
 
 /// Bytes of each layer for one idle carrier, as `src/bin/layers.rs` counts them.
@@ -110,11 +125,13 @@ async fn layers() -> anyhow::Result<Layers> {
 impl Carriers {
     fn table(&self, layers: &Layers) -> String {
         let known = layers.socket + layers.tls + layers.websocket + layers.multiplexer;
-        let pages = self.each_kib * KIB - layers.whole;
+        let pages = self.held.each_kib * KIB - layers.whole;
         let mut text = format!(
             "{} agents with a carrier each: the relay is {:.1} MiB resident, **{:.1} KiB an agent**.\n\n\
              | part | KiB |\n|---|---|\n",
-            self.agents, self.relay_mib, self.each_kib
+            self.agents,
+            self.held.server_kib / KIB,
+            self.held.each_kib
         );
         for (part, bytes) in [
             ("socket (the runtime's, not the kernel's)", layers.socket),
@@ -173,11 +190,10 @@ pub(crate) async fn agents(
     prefix: &str,
     count: usize,
 ) -> anyhow::Result<()> {
-    throwline_ops::limits::raise_open_files();
     let public = public.trim_end_matches('/');
     let enrolled = Enrolled::by(state, None, public, prefix, count).await?;
     let mut simulated = Simulated::new()?;
-    connect(&mut simulated, enrolled, public).await?;
+    ways::connect(&mut simulated, enrolled, public).await?;
     println!(
         "connected, {:.0} KiB",
         proc::resident_kib(std::process::id())

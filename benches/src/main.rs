@@ -89,6 +89,8 @@ enum Role {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
+    // For the servers too, which inherit it.
+    throwline_ops::limits::raise_open_files();
     match args.role {
         Some(Role::Upstream) => return upstream::serve().await,
         Some(Role::Delay { to, round_trip_ms }) => {
@@ -127,17 +129,28 @@ async fn main() -> anyhow::Result<()> {
             }
             Err(error) if name != THROWLINE && error.is::<Skipped>() => {
                 println!("{name} is left out: {error:#}");
-                left_out.push(format!("{name} was not installed."));
+                left_out.push(format!(
+                    "{name} was not installed: run cargo xtask install --peers."
+                ));
             }
             Err(error) => return Err(error),
         }
     }
-    let is_wanted = |measurement: &Measurement| match &args.row {
-        Some(row) => measurement.row().name().contains(row),
+    let is_wanted = |row: &Row| match &args.row {
+        Some(part) => row.name().contains(part),
         None => true,
     };
-    let measurements: Vec<_> = Measurement::ALL.into_iter().filter(is_wanted).collect();
-    let figures = measured(&ways, &measurements, &sizes, rounds).await;
+    let measurements: Vec<_> = Measurement::ALL
+        .into_iter()
+        .filter(|measurement| measurement.rows().iter().any(is_wanted))
+        .collect();
+    let mut figures = Figures::default();
+    if is_wanted(&Row::RelayIdleAgent) {
+        let names = ways.iter().map(|way| way.name);
+        let (agents, settle) = (sizes.idle_agents, sizes.idle_settle);
+        idle::beside(names, &site, agents, settle, &mut figures).await;
+    }
+    measured(&ways, &measurements, &sizes, rounds, &mut figures).await;
     let report = Report {
         figures: &figures,
         ways: &ways,
@@ -167,8 +180,8 @@ async fn measured(
     measurements: &[Measurement],
     sizes: &Sizes,
     rounds: usize,
-) -> Figures {
-    let mut figures = Figures::default();
+    figures: &mut Figures,
+) {
     for way in ways {
         if let Some(idle) = way.idle_agent_mib {
             figures.add(Row::IdleAgent, way.name, idle);
@@ -187,11 +200,10 @@ async fn measured(
                         }
                     }
                     Err(error) => {
-                        figures.fail(measurement.row(), way.name, format!("{error:#}"));
+                        figures.fail(measurement.rows()[0], way.name, format!("{error:#}"));
                     }
                 }
             }
         }
     }
-    figures
 }

@@ -8,6 +8,7 @@ use throwline_e2e::kubectl::Kubectl;
 use tokio::task::JoinSet;
 
 use crate::client::{Connection, Target};
+use crate::idle;
 use crate::rows::Row;
 use crate::ways::{Route, Side, Way};
 
@@ -35,6 +36,10 @@ pub(crate) struct Sizes {
     far_kubectl: usize,
     /// From a way's start until it counts as idle.
     pub(crate) rest: Duration,
+    /// Agents that do nothing at one server.
+    pub(crate) idle_agents: usize,
+    /// From the last one's connection until memory is read.
+    pub(crate) idle_settle: Duration,
 }
 
 impl Sizes {
@@ -52,6 +57,8 @@ impl Sizes {
         far_upload: 192 << 20,
         far_kubectl: 1,
         rest: Duration::from_secs(5),
+        idle_agents: 200,
+        idle_settle: idle::SETTLE,
     };
     /// Enough to see that everything measures; the figures mean nothing.
     pub(crate) const QUICK: Self = Self {
@@ -68,6 +75,8 @@ impl Sizes {
         far_upload: 1 << 20,
         far_kubectl: 1,
         rest: Duration::ZERO,
+        idle_agents: 10,
+        idle_settle: Duration::ZERO,
     };
 }
 
@@ -123,23 +132,30 @@ impl Measurement {
         Self::FarKubectl,
     ];
 
-    /// The row by which it is called where it fails.
-    pub(crate) fn row(self) -> Row {
+    /// The rows that it has figures for, where the way has them; it is called by the first where it fails.
+    pub(crate) fn rows(self) -> &'static [Row] {
         match self {
-            Self::Kept => Row::KeptMedian,
-            Self::Fresh => Row::Fresh,
-            Self::Download => Row::Download,
-            Self::EightDownloads => Row::EightDownloads,
-            Self::Upload => Row::Upload,
-            Self::Together1 => Row::Together1,
-            Self::Together40 => Row::Together40,
-            Self::AmidDownloads => Row::AmidDownloads,
-            Self::AmidStalled => Row::AmidStalled,
-            Self::FarRequests => Row::FarFirst,
-            Self::FarRested => Row::FarRested,
-            Self::FarDownload => Row::FarDownload,
-            Self::FarUpload => Row::FarUpload,
-            Self::FarKubectl => Row::FarKubectl,
+            Self::Kept => &[Row::KeptMedian, Row::KeptTail, Row::RelayKept],
+            Self::Fresh => &[Row::Fresh],
+            Self::Download => &[
+                Row::Download,
+                Row::Cpu,
+                Row::RelayDownload,
+                Row::PeakRelay,
+                Row::PeakAgent,
+                Row::PeakLocal,
+            ],
+            Self::EightDownloads => &[Row::EightDownloads],
+            Self::Upload => &[Row::Upload],
+            Self::Together1 => &[Row::Together1, Row::RelayTogether],
+            Self::Together40 => &[Row::Together40],
+            Self::AmidDownloads => &[Row::AmidDownloads],
+            Self::AmidStalled => &[Row::AmidStalled],
+            Self::FarRequests => &[Row::FarFirst, Row::FarKept],
+            Self::FarRested => &[Row::FarRested],
+            Self::FarDownload => &[Row::FarDownload],
+            Self::FarUpload => &[Row::FarUpload],
+            Self::FarKubectl => &[Row::FarKubectl],
         }
     }
 
@@ -152,7 +168,7 @@ impl Measurement {
         let near = &way.near.target;
         let far = &way.far.target;
         match self {
-            Self::Kept => kept(near, sizes.kept).await,
+            Self::Kept => kept(&way.near, sizes.kept).await,
             Self::Fresh => fresh(near, sizes.fresh).await,
             Self::Download => download(&way.near, sizes.download).await,
             Self::EightDownloads => eight_downloads(near, sizes.download).await,
@@ -161,11 +177,15 @@ impl Measurement {
                 Ok(vec![(Row::Upload, rate)])
             }
             Self::Together1 => {
-                let rate = together(near, 1024, sizes.together).await?;
-                Ok(vec![(Row::Together1, rate)])
+                let (rate, relay) = together(&way.near, 1024, sizes.together).await?;
+                let relay = relay.map(|cpu| (Row::RelayTogether, cpu));
+                Ok([Some((Row::Together1, rate)), relay]
+                    .into_iter()
+                    .flatten()
+                    .collect())
             }
             Self::Together40 => {
-                let rate = together(near, 40 * 1024, sizes.together).await?;
+                let (rate, _) = together(&way.near, 40 * 1024, sizes.together).await?;
                 Ok(vec![(Row::Together40, rate)])
             }
             Self::AmidDownloads => amid_downloads(near, sizes.amid).await,
@@ -190,14 +210,18 @@ impl Measurement {
     }
 }
 
-async fn kept(target: &Target, count: usize) -> anyhow::Result<Found> {
-    let mut connection = target.connect().await?;
+async fn kept(route: &Route, count: usize) -> anyhow::Result<Found> {
+    let mut connection = route.target.connect().await?;
     connection.get(SMALL).await?;
+    let relay = RelayCpu::start(route);
     let mut times = repeated(&mut connection, count).await?;
-    Ok(vec![
+    let relay = relay.each_micros(count as u64);
+    let mut found = vec![
         (Row::KeptMedian, percentile(&mut times, 50) * 1e6),
         (Row::KeptTail, percentile(&mut times, 99) * 1e6),
-    ])
+    ];
+    found.extend(relay.map(|cpu| (Row::RelayKept, cpu)));
+    Ok(found)
 }
 
 async fn repeated(connection: &mut Connection, count: usize) -> anyhow::Result<Vec<Duration>> {
@@ -229,12 +253,14 @@ async fn download(route: &Route, size: u64) -> anyhow::Result<Found> {
     let mut connection = route.target.connect().await?;
     connection.get(SMALL).await?;
     route.forget_peaks();
+    let relay = RelayCpu::start(route);
     let before = route.cpu_seconds();
     let took = connection.get(size).await?;
     let gibibytes = size as f64 / f64::from(1 << 30);
     let mut found = vec![(Row::Download, megabytes_a_second(size, took))];
-    if route.has(Side::Relay) {
+    if let Some(relay) = relay.seconds() {
         found.push((Row::Cpu, (route.cpu_seconds() - before) / gibibytes));
+        found.push((Row::RelayDownload, relay / gibibytes));
     }
     for (row, side) in [
         (Row::PeakRelay, Side::Relay),
@@ -270,9 +296,10 @@ async fn upload(target: &Target, size: usize) -> anyhow::Result<f64> {
     Ok(megabytes_a_second(size as u64, took))
 }
 
-/// Requests a second over many kept connections at once.
-async fn together(target: &Target, size: u64, span: Duration) -> anyhow::Result<f64> {
-    let connections = connected(target, CONNECTIONS).await?;
+/// Requests a second over many kept connections at once, and the relay's CPU for each in µs.
+async fn together(route: &Route, size: u64, span: Duration) -> anyhow::Result<(f64, Option<f64>)> {
+    let connections = connected(&route.target, CONNECTIONS).await?;
+    let relay = RelayCpu::start(route);
     let started = Instant::now();
     let mut workers = JoinSet::new();
     for mut connection in connections {
@@ -289,7 +316,32 @@ async fn together(target: &Target, size: u64, span: Duration) -> anyhow::Result<
     while let Some(worker) = workers.join_next().await {
         answered += worker??;
     }
-    Ok(answered as f64 / started.elapsed().as_secs_f64())
+    let rate = answered as f64 / started.elapsed().as_secs_f64();
+    Ok((rate, relay.each_micros(answered)))
+}
+
+/// CPU of the relay's side alone, from a moment on.
+struct RelayCpu<'a> {
+    route: &'a Route,
+    before: f64,
+}
+
+impl<'a> RelayCpu<'a> {
+    fn start(route: &'a Route) -> Self {
+        let before = route.cpu_of(Side::Relay);
+        Self { route, before }
+    }
+
+    /// `None` for a way without a relay.
+    fn seconds(&self) -> Option<f64> {
+        let has_any = self.route.has(Side::Relay);
+        has_any.then(|| self.route.cpu_of(Side::Relay) - self.before)
+    }
+
+    /// For each of so many requests.
+    fn each_micros(&self, requests: u64) -> Option<f64> {
+        Some(self.seconds()? * 1e6 / requests.max(1) as f64)
+    }
 }
 
 /// Downloads that go on until they are dropped.
@@ -389,6 +441,19 @@ fn megabytes_a_second(bytes: u64, took: Duration) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_row_is_of_one_measurement_but_those_of_idle_agents() {
+        for row in Row::ALL {
+            let all = Measurement::ALL.into_iter();
+            let of_row = all.filter(|measurement| measurement.rows().contains(&row));
+            let expected = match row {
+                Row::IdleAgent | Row::RelayIdleAgent => 0,
+                _ => 1,
+            };
+            assert_eq!(of_row.count(), expected, "{}", row.name());
+        }
+    }
 
     #[test]
     fn percentiles_are_of_the_sorted_times() {

@@ -1,7 +1,8 @@
 //! The kernel's figures about processes, with all that they have started.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
+use anyhow::Context;
 use throwline_e2e::process::status_field;
 
 /// The process and its living descendants.
@@ -47,6 +48,39 @@ pub(crate) fn resident_kib(pid: u32) -> f64 {
     status(pid, "VmRSS:")
 }
 
+/// Resident memory now, in KiB, of which a page that several processes share counts for each by its
+/// share. Without the right to read that, all of it counts.
+pub(crate) fn proportional_kib(pid: u32) -> f64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"));
+    let share = text.ok().and_then(|text| kib_of(&text, "Pss:"));
+    share.unwrap_or_else(|| resident_kib(pid))
+}
+
+/// TCP ports of IPv4 that some process listens on.
+pub(crate) fn listening_ports() -> anyhow::Result<HashSet<u16>> {
+    let file = "/proc/self/net/tcp";
+    let table = std::fs::read_to_string(file).context(file)?;
+    Ok(listeners(&table).collect())
+}
+
+/// Lines are `number: address:port address:port state`, all but the number hexadecimal.
+fn listeners(table: &str) -> impl Iterator<Item = u16> {
+    const LISTEN: &str = "0A";
+    table.lines().filter_map(|line| {
+        let mut fields = line.split_whitespace();
+        let (local, state) = (fields.nth(1)?, fields.nth(1)?);
+        let (_, port) = local.split_once(':')?;
+        let port = u16::from_str_radix(port, 16).ok()?;
+        (state == LISTEN).then_some(port)
+    })
+}
+
+/// A line such as `Pss:     1234 kB`.
+fn kib_of(text: &str, name: &str) -> Option<f64> {
+    let rest = text.lines().find_map(|line| line.strip_prefix(name))?;
+    rest.split_whitespace().next()?.parse().ok()
+}
+
 /// The most resident memory since [`forget_peak`], in KiB.
 pub(crate) fn peak_kib(pid: u32) -> f64 {
     status(pid, "VmHWM:")
@@ -81,5 +115,29 @@ mod tests {
         assert!(peak_kib(pid) >= resident_kib(pid) / 2.0);
         assert!(cpu_seconds(pid) >= 0.0);
         assert_eq!(family(u32::MAX), [u32::MAX]);
+        let proportional = proportional_kib(pid);
+        assert!(proportional > 0.0 && proportional <= peak_kib(pid) * 1.1);
+    }
+
+    #[test]
+    fn a_port_listens_while_its_listener_lives() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        assert!(listening_ports().unwrap().contains(&port));
+    }
+
+    #[test]
+    fn only_listeners_are_taken_from_the_kernels_table() {
+        let table = "  sl  local_address rem_address   st tx_queue rx_queue\n   \
+                     0: 0100007F:1F90 00000000:0000 0A 00000000:00000000\n   \
+                     1: 0100007F:1F91 0100007F:A1B2 01 00000000:00000000\n";
+        assert_eq!(listeners(table).collect::<Vec<_>>(), [8080]);
+    }
+
+    #[test]
+    fn a_field_is_found_by_its_name() {
+        let text = "Rss:   20 kB\nPss:    7 kB\nPss_Dirty:  5 kB\n";
+        assert_eq!(kib_of(text, "Pss:"), Some(7.0));
+        assert_eq!(kib_of(text, "Swap:"), None);
     }
 }

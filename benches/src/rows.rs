@@ -21,6 +21,10 @@ pub(crate) enum Row {
     FarDownload,
     FarUpload,
     FarKubectl,
+    RelayDownload,
+    RelayKept,
+    RelayTogether,
+    RelayIdleAgent,
     PeakRelay,
     PeakAgent,
     PeakLocal,
@@ -33,11 +37,13 @@ pub(crate) enum Group {
     Near,
     /// Over wide-area paths, see [`crate::delay`].
     Far,
+    /// The relay's process alone, and where it would be the peers' servers.
+    Relay,
     Memory,
 }
 
 impl Group {
-    pub(crate) const ALL: [Self; 3] = [Self::Near, Self::Far, Self::Memory];
+    pub(crate) const ALL: [Self; 4] = [Self::Near, Self::Far, Self::Relay, Self::Memory];
 
     pub(crate) fn title(self) -> &'static str {
         match self {
@@ -45,7 +51,21 @@ impl Group {
             Self::Far => {
                 "Over a wide-area network: direct 100 ms round trip, each of the tunnel's two hops 50 ms"
             }
+            Self::Relay => "What the relay takes, beside the server halves of the peers",
             Self::Memory => "Resident memory of each process of the tunnel",
+        }
+    }
+
+    /// What a reader must know to read the table; empty where the method has all of it.
+    pub(crate) fn note(self) -> &'static str {
+        match self {
+            Self::Near | Self::Far | Self::Memory => "",
+            Self::Relay => {
+                "CPU is the user and system time of the relay's process and its children, from \
+                 `/proc/PID/stat`, during the rows of the same name above: of Throwline's relay, sshd, rathole's \
+                 and wstunnel's server. Memory is that process's (its children's with it) for each further \
+                 agent that is connected and does nothing, without what the kernel holds for its sockets."
+            }
         }
     }
 }
@@ -57,7 +77,7 @@ pub(crate) enum Better {
 }
 
 impl Row {
-    pub(crate) const ALL: [Self; 21] = [
+    pub(crate) const ALL: [Self; 25] = [
         Self::Download,
         Self::Cpu,
         Self::EightDownloads,
@@ -75,6 +95,10 @@ impl Row {
         Self::FarDownload,
         Self::FarUpload,
         Self::FarKubectl,
+        Self::RelayDownload,
+        Self::RelayKept,
+        Self::RelayTogether,
+        Self::RelayIdleAgent,
         Self::PeakRelay,
         Self::PeakAgent,
         Self::PeakLocal,
@@ -100,6 +124,10 @@ impl Row {
             Self::FarDownload => "one bulk download",
             Self::FarUpload => "one bulk upload",
             Self::FarKubectl => "`kubectl get pods`, cold discovery cache",
+            Self::RelayDownload => "relay's CPU, bulk download, one connection",
+            Self::RelayKept => "relay's CPU, each small GET, kept connection",
+            Self::RelayTogether => "relay's CPU, each of 64 connections' 1 KiB answers",
+            Self::RelayIdleAgent => "relay's memory, each idle agent",
             Self::PeakRelay => "relay's side, most during 1 GiB",
             Self::PeakAgent => "agent's side, most during 1 GiB",
             Self::PeakLocal => "local proxy, most during 1 GiB",
@@ -114,14 +142,20 @@ impl Row {
             | Self::Upload
             | Self::FarDownload
             | Self::FarUpload => "MB/s",
-            Self::Cpu => "s/GiB",
-            Self::KeptMedian | Self::KeptTail | Self::Fresh | Self::AmidStalled => "µs",
+            Self::Cpu | Self::RelayDownload => "s/GiB",
+            Self::KeptMedian
+            | Self::KeptTail
+            | Self::Fresh
+            | Self::AmidStalled
+            | Self::RelayKept
+            | Self::RelayTogether => "µs",
             Self::Together1 | Self::Together40 => "requests/s",
             Self::AmidDownloads
             | Self::FarFirst
             | Self::FarKept
             | Self::FarRested
             | Self::FarKubectl => "ms",
+            Self::RelayIdleAgent => "KiB",
             Self::PeakRelay | Self::PeakAgent | Self::PeakLocal | Self::IdleAgent => "MiB",
         }
     }
@@ -141,6 +175,9 @@ impl Row {
             | Self::FarDownload
             | Self::FarUpload
             | Self::FarKubectl => Group::Far,
+            Self::RelayDownload | Self::RelayKept | Self::RelayTogether | Self::RelayIdleAgent => {
+                Group::Relay
+            }
             Self::PeakRelay | Self::PeakAgent | Self::PeakLocal | Self::IdleAgent => Group::Memory,
             _ => Group::Near,
         }

@@ -37,7 +37,8 @@ Commands:
   options                   writes docs/configuration.md from the definition of the command line
   bench [--quick] [--rounds N] [--dry] [--only WAY]
                             the side-by-side measurements, optimised: direct, ssh -R, rathole,
-                            Throwline; writes benches/README.md. --quick only sees that they run
+                            wstunnel, nginx around rathole, Throwline; writes benches/README.md.
+                            --quick only sees that they run
   bench idle [--agents N]   memory of an idle agent and an idle line, by part, with 5,000 or N
   bench capacity [--agents N]
                             requests a second, CPU and memory by lines and agents; writes

@@ -5,6 +5,8 @@
 //! unpacked package does not run (a library is missing) and we are root is it really installed.
 //! `.tools/tools.json` has the place of each one; the stories read it.
 
+mod peers;
+
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,6 +14,8 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use crate::run;
+
+pub(crate) use peers::install as install_peers;
 
 /// What a search for tools ended with.
 #[derive(Debug, Default)]
@@ -176,93 +180,14 @@ pub(crate) fn install(root: &Path) -> Result<Report> {
     }
 
     // Only benches drive these, and do without: what is not there is not missing.
-    for peer in PEERS {
-        if let Some(path) = peer.present(&dir) {
-            report.add(peer.name, Ok(path), "");
-        }
+    for (name, path) in peers::present(&dir) {
+        report.add(name, Ok(path), "");
     }
 
     let file = dir.join("tools.json");
     std::fs::write(&file, report.json())
         .with_context(|| format!("could not write {}", file.display()))?;
     Ok(report)
-}
-
-/// What Throwline is measured beside.
-struct Peer {
-    name: &'static str,
-    /// Inside `.tools`, where we put it.
-    inside: &'static str,
-}
-
-const PEERS: [Peer; 4] = [
-    Peer {
-        name: "ssh",
-        inside: "openssh-client/usr/bin/ssh",
-    },
-    Peer {
-        name: "ssh-keygen",
-        inside: "openssh-client/usr/bin/ssh-keygen",
-    },
-    Peer {
-        name: "sshd",
-        inside: "openssh-server/usr/sbin/sshd",
-    },
-    Peer {
-        name: "rathole",
-        inside: "rathole/bin/rathole",
-    },
-];
-
-impl Peer {
-    fn present(&self, dir: &Path) -> Option<PathBuf> {
-        let ours = dir.join(self.inside);
-        run::on_path(self.name).or_else(|| Some(ours).filter(|file| file.is_file()))
-    }
-}
-
-/// Fetches the peers that are not there; what could not be fetched is printed, and is no failure.
-pub(crate) fn install_peers(root: &Path) -> Result<()> {
-    let dir = root.join(".tools");
-    std::fs::create_dir_all(&dir).with_context(|| format!("could not make {}", dir.display()))?;
-    for peer in PEERS {
-        if peer.present(&dir).is_some() {
-            continue;
-        }
-        let fetched = match peer.name {
-            "rathole" => rathole(&dir),
-            "sshd" => {
-                let target = dir.join("openssh-server");
-                // Linked by it, and on few machines; it lies beside it and is looked for there.
-                unpack(&dir, "libwrap0", &target)
-                    .and_then(|()| unpack(&dir, "openssh-server", &target))
-            }
-            _ => unpack(&dir, "openssh-client", &dir.join("openssh-client")),
-        };
-        if let Err(error) = fetched {
-            println!("missing: {}: {error:#}", peer.name);
-        }
-    }
-    Ok(())
-}
-
-/// From crates.io, with the parts that the benches use. Not by its own lock file, whose `time`
-/// today's compilers reject.
-fn rathole(dir: &Path) -> Result<()> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut build = Command::new(cargo);
-    build.current_dir(dir);
-    build.args(["install", "rathole", "--version", "0.5.0"]);
-    build.args([
-        "--no-default-features",
-        "--features",
-        "server,client,websocket",
-    ]);
-    build.arg("--root").arg(dir.join("rathole"));
-    if !run::shown(&mut build)? {
-        bail!("it could not be built");
-    }
-    Ok(())
 }
 
 /// Downloads a Debian package and unpacks it into `.tools/PACKAGE`, once.
@@ -552,6 +477,13 @@ fn version_of(name: &str, path: &Path) -> Result<String> {
         return Ok(version
             .context("rathole does not say its version")?
             .trim()
+            .to_owned());
+    }
+    if name == "wstunnel" {
+        let text = run::quiet(command.arg("--version"))?;
+        let version = text.split_whitespace().last();
+        return Ok(version
+            .context("wstunnel does not say its version")?
             .to_owned());
     }
     if name == "haproxy" {

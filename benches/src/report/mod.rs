@@ -34,6 +34,9 @@ impl Report<'_> {
         let mut text = String::new();
         for group in Group::ALL {
             text.push_str(&format!("### {}\n\n", group.title()));
+            if !group.note().is_empty() {
+                text.push_str(&format!("{}\n\n", group.note()));
+            }
             text.push_str(&table::table(self.figures, group, &names));
             text.push('\n');
         }

@@ -31,9 +31,11 @@ const TICKS: [(f64, &str); 8] = [
     (8.0, "8 ×"),
 ];
 /// Distinct for people who see fewer colours, too (Okabe and Ito); ours is the last.
-const COLOURS: [RGBColor; 3] = [
+const COLOURS: [RGBColor; 5] = [
     RGBColor(153, 153, 153),
     RGBColor(86, 180, 233),
+    RGBColor(0, 158, 115),
+    RGBColor(230, 159, 0),
     RGBColor(213, 94, 0),
 ];
 const INK: RGBColor = RGBColor(40, 40, 40);
@@ -72,11 +74,12 @@ fn paint(
     let title = "Speed beside a direct connection (to the right: faster)";
     root.draw_text(title, &text(17, HPos::Left), (16, 22))?;
     let mut x = FROM;
+    let each = (TO - FROM) / i32::try_from(ways.len().max(1))?;
     for (way, colour) in ways.iter().zip(colours(ways)) {
         let mark = Rectangle::new([(x, 40), (x + 12, 50)], colour.filled());
         root.draw(&mark)?;
         root.draw_text(way, &text(13, HPos::Left), (x + 18, 45))?;
-        x += 150;
+        x += each.min(150);
     }
     for (value, label) in TICKS {
         let x = place(value);
@@ -134,6 +137,17 @@ mod tests {
         assert_eq!(place(0.0001), FROM);
         assert_eq!(place(FASTEST), TO);
         assert!(place(1.0) > place(0.5) && place(1.0) < place(2.0));
+    }
+
+    #[test]
+    fn ours_is_the_last_colour_of_as_many_as_there_are_ways() {
+        let ours = COLOURS[COLOURS.len() - 1];
+        for count in 1..=COLOURS.len() {
+            let all: Vec<RGBColor> = colours(&vec!["way"; count]).collect();
+            assert_eq!((all.len(), all[count - 1]), (count, ours));
+        }
+        // A way without a colour would have no bar.
+        assert!(crate::ways::NAMES.len() - 1 <= COLOURS.len());
     }
 
     #[test]

@@ -1,8 +1,13 @@
 //! The ways to the upstream that are compared, each with its processes.
 
+mod chain;
+mod idle_agents;
+mod peer_agents;
 mod rathole;
+mod simulated_agents;
 mod ssh;
 mod throwline;
+mod wstunnel;
 
 use std::any::Any;
 use std::net::SocketAddr;
@@ -12,6 +17,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use throwline_e2e::kubectl::Kubectl;
+use throwline_e2e::process::Process;
 use throwline_e2e::upstream::Upstream;
 use throwline_e2e::{Relay, eventually, tools};
 
@@ -20,6 +26,8 @@ use crate::helper::Helper;
 use crate::rows::DIRECT;
 use crate::{proc, upstream};
 
+pub(crate) use idle_agents::IdleAgents;
+pub(crate) use simulated_agents::connect;
 pub(crate) use throwline::THROWLINE;
 
 /// Round trip of the direct way over the wide-area network.
@@ -181,7 +189,14 @@ pub(crate) struct Way {
 }
 
 /// What can be compared, in the order of the report.
-pub(crate) const NAMES: [&str; 4] = [DIRECT, ssh::NAME, rathole::NAME, THROWLINE];
+pub(crate) const NAMES: [&str; 6] = [
+    DIRECT,
+    ssh::NAME,
+    rathole::NAME,
+    wstunnel::NAME,
+    chain::NAME,
+    THROWLINE,
+];
 
 /// Starts a way. An error that is a [`throwline_e2e::suite::Skipped`] means that its program is not
 /// installed.
@@ -189,6 +204,8 @@ pub(crate) async fn start(name: &'static str, site: &Site, rest: Duration) -> an
     let version = match name {
         ssh::NAME => ssh::version()?,
         rathole::NAME => rathole::version()?,
+        wstunnel::NAME => wstunnel::version()?,
+        chain::NAME => chain::version()?,
         THROWLINE => throwline::version()?,
         _ => String::new(),
     };
@@ -216,10 +233,32 @@ async fn route(name: &'static str, site: &Site, distance: Distance) -> anyhow::R
     let route = match name {
         ssh::NAME => ssh::route(site, distance).await,
         rathole::NAME => rathole::route(site, distance).await,
+        wstunnel::NAME => wstunnel::route(site, distance).await,
+        chain::NAME => chain::route(site, distance).await,
         THROWLINE => throwline::route(site, distance).await,
         _ => direct(site, distance).await,
     };
     route.with_context(|| format!("{name}, {}", distance.label()))
+}
+
+/// Waits for a first answer by way of these processes. Fails at once when `client` has ended.
+async fn first_answer(
+    target: &Target,
+    client: &Process,
+    others: &[&Process],
+) -> anyhow::Result<()> {
+    let answered = || async {
+        for process in others {
+            process.check_running().await?;
+        }
+        target.connect().await?.get(1).await
+    };
+    let logs = || {
+        let logs = others.iter().map(|process| process.log());
+        logs.collect::<Vec<_>>().join("\n")
+    };
+    let first = client.until(START, "a first answer", answered).await;
+    first.map(drop).with_context(logs)
 }
 
 /// Throwline alone, all on one machine, answering; with its relay, for others to connect to.

@@ -22,7 +22,8 @@ pub struct Target {
     pub address: String,
     /// As `/clusters/alpha`.
     pub prefix: String,
-    ca: Vec<u8>,
+    /// PEM.
+    pub ca: Vec<u8>,
     certificate: Option<(Vec<u8>, Vec<u8>)>,
 }
 
