@@ -1,8 +1,8 @@
 //! The whole chain by the tools of others: nginx and rathole do what Throwline does.
 //!
 //! An nginx beside the client ends its TLS, as the local proxy does, and reaches the other nginx through
-//! rathole by mutual TLS, as the sealed session does. That one, beside the upstream, has a credential of
-//! its own and dials the upstream by TLS, as the agent does. rathole's server, where the relay would be,
+//! rathole by mutual TLS, as the sealed session does. That one, beside the upstream, holds the credential
+//! and dials the upstream by TLS, as the agent does. rathole's server, where the relay would be,
 //! sees no plain byte. One seal is missing: from the client's nginx to rathole's server there is the
 //! mutual TLS alone, where Throwline's carrier has another TLS around it.
 
@@ -63,7 +63,7 @@ pub(super) async fn route(site: &Site, distance: Distance) -> anyhow::Result<Rou
     })
 }
 
-/// A chain of its own to what kubectl is shown; none where there is no kubectl.
+/// Another chain, to what kubectl is shown; none where there is no kubectl.
 async fn kubectl(site: &Site, held: &mut Held) -> anyhow::Result<Option<Kubectl>> {
     let Some(cluster) = &site.cluster else {
         return Ok(None);
@@ -173,7 +173,7 @@ fn local_config(listen: SocketAddr, next: SocketAddr) -> String {
     config("local", listen, "", next, dialling)
 }
 
-/// Admits users with a certificate; the credential for the upstream is its own.
+/// Admits users with a certificate; it holds the credential for the upstream.
 fn remote_config(listen: SocketAddr, upstream: &Upstream) -> String {
     let dialling = format!(
         "proxy_ssl_name {}; proxy_ssl_trusted_certificate upstream.pem;
@@ -187,7 +187,7 @@ fn remote_config(listen: SocketAddr, upstream: &Upstream) -> String {
 /// Paths are relative to the directory of the configuration, which is nginx's prefix too.
 ///
 /// What favours nginx beside its defaults: connections are kept to the next hop and never closed for their
-/// number of requests, bodies are passed on as they come in pieces of 64 KiB, and TLS 1.3 takes AES-128, as
+/// number of requests, bodies are passed on unbuffered in pieces of 64 KiB, and TLS 1.3 takes AES-128, as
 /// everything else here does. One process without a master, which would leave its workers behind.
 fn config(
     name: &str,

@@ -51,7 +51,7 @@ pub(super) async fn route(site: &Site, distance: Distance) -> anyhow::Result<Rou
 }
 
 /// A server, and clients with a service for each agent: to the server a service is what an agent
-/// is, with a control connection of its own and the data connections that are kept ready for it.
+/// is, with its control connection and the data connections that are kept ready for it.
 pub(super) fn idle_agents(site: &Site, most: usize) -> anyhow::Result<PeerAgents> {
     let (listen, upstream) = (free_address()?, site.upstream.addr);
     let pair = Pair::new(site.room("rathole-idle")?)?;

@@ -1,5 +1,5 @@
 //! wstunnel over WebSocket and TLS: its server where the relay would be, its client where the agent
-//! would be. As it comes: frames are not masked, and one connection is kept ready for each port.
+//! would be. By its defaults: frames are not masked, and one connection is kept ready for each port.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -48,7 +48,7 @@ pub(super) async fn route(site: &Site, distance: Distance) -> anyhow::Result<Rou
 }
 
 /// A server, and clients with a reverse tunnel for each agent: to the server a reverse tunnel is
-/// what an agent is, with a connection of its own that waits.
+/// what an agent is, with a connection that waits.
 pub(super) fn idle_agents(site: &Site, most: usize) -> anyhow::Result<PeerAgents> {
     let (listen, upstream) = (free_address()?, site.upstream.addr);
     let doors = free_addresses(most)?;
