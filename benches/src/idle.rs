@@ -61,8 +61,8 @@ struct Held {
 }
 
 async fn held(mut agents: IdleAgents, count: usize, settle: Duration) -> anyhow::Result<Held> {
-    // The first ones make what all share.
-    let first = (count / 50).max(20).min(count / 2);
+    // The first ones make what all share, and as many handshakes at once as there ever are.
+    let first = (count / 50).max(50).min(count / 2);
     agents.connect(first).await?;
     tokio::time::sleep(settle).await;
     let before = agents.server_kib();

@@ -90,7 +90,7 @@ async fn kubectl(site: &Site, held: &mut Held) -> anyhow::Result<Option<Kubectl>
     std::fs::write(
         &file,
         format!(
-            "{{apiVersion: v1, kind: Config, current-context: c, users: [{{name: u, user: {{}}}}], \
+            "{{apiVersion: v1, kind: Config, current-context: c, users: [{{name: u, user: {{token: replaced}}}}], \
              clusters: [{{name: c, cluster: {{server: 'https://{}', certificate-authority: '{}'}}}}], \
              contexts: [{{name: c, context: {{cluster: c, user: u}}}}]}}",
             chain.entry,
@@ -223,7 +223,7 @@ fn config(
                proxy_set_header Upgrade $http_upgrade;
                proxy_set_header Connection $connection_upgrade;
                proxy_buffering off;
-               proxy_buffer_size 64k;
+               proxy_buffer_size 64k; proxy_buffers 8 64k;
                proxy_request_buffering off;
                proxy_read_timeout 1h;
                proxy_send_timeout 1h;

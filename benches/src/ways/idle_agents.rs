@@ -7,8 +7,8 @@ use crate::proc;
 
 /// A server, and the idle agents that are connected to it. Both end when this is dropped.
 pub(crate) enum IdleAgents {
-    Throwline(SimulatedAgents),
-    Peer(PeerAgents),
+    Throwline(Box<SimulatedAgents>),
+    Peer(Box<PeerAgents>),
 }
 
 impl IdleAgents {
@@ -20,10 +20,12 @@ impl IdleAgents {
         most: usize,
     ) -> anyhow::Result<Option<Self>> {
         Ok(Some(match name {
-            throwline::THROWLINE => Self::Throwline(SimulatedAgents::start(site, most).await?),
-            ssh::NAME => Self::Peer(ssh::idle_agents(site, most)?),
-            rathole::NAME => Self::Peer(rathole::idle_agents(site, most)?),
-            wstunnel::NAME => Self::Peer(wstunnel::idle_agents(site, most)?),
+            throwline::THROWLINE => {
+                Self::Throwline(Box::new(SimulatedAgents::start(site, most).await?))
+            }
+            ssh::NAME => Self::Peer(Box::new(ssh::idle_agents(site, most)?)),
+            rathole::NAME => Self::Peer(Box::new(rathole::idle_agents(site, most)?)),
+            wstunnel::NAME => Self::Peer(Box::new(wstunnel::idle_agents(site, most)?)),
             _ => return Ok(None),
         }))
     }
