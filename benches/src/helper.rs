@@ -8,7 +8,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
 /// How long one may take to start, on a machine that does something else too.
-const START: Duration = Duration::from_secs(30);
+const START: Duration = Duration::from_secs(60);
 
 /// Runs until it is dropped.
 pub(crate) struct Helper {
@@ -18,7 +18,15 @@ pub(crate) struct Helper {
 impl Helper {
     /// Starts the subcommand; gives the line that it prints when it is ready.
     pub(crate) async fn start(arguments: &[&str]) -> anyhow::Result<(Self, String)> {
-        let mut child = Command::new(std::env::current_exe()?)
+        Self::start_by(Command::new(std::env::current_exe()?), arguments).await
+    }
+
+    /// The same with a command that runs this program, elsewhere.
+    pub(crate) async fn start_by(
+        mut program: Command,
+        arguments: &[&str],
+    ) -> anyhow::Result<(Self, String)> {
+        let mut child = program
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

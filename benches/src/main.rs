@@ -7,6 +7,9 @@ mod delay;
 mod helper;
 mod idle;
 mod measure;
+mod narrow;
+mod openssh;
+mod percentile;
 mod proc;
 mod report;
 mod rows;
@@ -61,9 +64,18 @@ enum Role {
         #[arg(long, default_value_t = 5_000)]
         agents: usize,
     },
+    /// Keystrokes and small commands beside bulk, on slow, lossy and long links. Needs root, and Linux'
+    /// network namespaces.
+    Narrow(narrow::Options),
     /// The upstream's own process.
     #[command(hide = true)]
     Upstream,
+    /// A process of the same in one of its namespaces.
+    #[command(hide = true)]
+    NarrowPart {
+        #[command(subcommand)]
+        part: narrow::Part,
+    },
     /// Idle agents' own process.
     #[command(hide = true)]
     Agents {
@@ -97,6 +109,8 @@ async fn main() -> anyhow::Result<()> {
             return delay::serve(to, Duration::from_millis(round_trip_ms));
         }
         Some(Role::Idle { agents }) => return idle::run(agents).await,
+        Some(Role::Narrow(options)) => return narrow::run(&options).await,
+        Some(Role::NarrowPart { part }) => return narrow::serve(part).await,
         Some(Role::Capacity { agents }) => return capacity::run(agents).await,
         Some(Role::Agents {
             state,

@@ -9,6 +9,7 @@ use tokio::task::JoinSet;
 
 use crate::client::{Connection, Target};
 use crate::idle;
+use crate::percentile::percentile;
 use crate::rows::Row;
 use crate::ways::{Route, Side, Way};
 
@@ -427,13 +428,6 @@ async fn connected(target: &Target, count: usize) -> anyhow::Result<Vec<Connecti
     Ok(connections)
 }
 
-/// In seconds.
-fn percentile(times: &mut [Duration], percent: usize) -> f64 {
-    times.sort_unstable();
-    let rank = (times.len() * percent / 100).min(times.len().saturating_sub(1));
-    times.get(rank).map_or(f64::NAN, Duration::as_secs_f64)
-}
-
 fn megabytes_a_second(bytes: u64, took: Duration) -> f64 {
     bytes as f64 / 1e6 / took.as_secs_f64()
 }
@@ -453,13 +447,5 @@ mod tests {
             };
             assert_eq!(of_row.count(), expected, "{}", row.name());
         }
-    }
-
-    #[test]
-    fn percentiles_are_of_the_sorted_times() {
-        let mut times: Vec<_> = (1..=100).rev().map(Duration::from_secs).collect();
-        assert_eq!(percentile(&mut times, 50), 51.0);
-        assert_eq!(percentile(&mut times, 99), 100.0);
-        assert_eq!(percentile(&mut times[..1], 99), 1.0);
     }
 }

@@ -43,6 +43,10 @@ Commands:
   bench capacity [--agents N]
                             requests a second, CPU and memory by lines and agents; writes
                             docs/operating.md
+  bench narrow [--quick] [--rounds N] [--dry] [--all] [--link NAME] [--bulk NAME] [--only WAY]
+                            keystrokes and small commands beside bulk on slow, lossy and long
+                            links: direct, ssh, Throwline; needs root and network namespaces;
+                            writes benches/README.md
   soak [--minutes N] [--seed N] [--relays N] [--agents N] [--proxies N] [--front FRONT]
                             10 min of random kills, drains, cut links and slow readers under
                             load, of 3 relays, 30 agents and 20 proxies; then counts
@@ -61,6 +65,7 @@ Commands:
 
 Environment:
   CI=true                   a tool that could not be installed fails `test`
+  THROWLINE_BIN             the benches measure this binary, not the one that they build
   THROWLINE_E2E_KUBECONFIG  run the stories against this cluster, not the demo cluster
   THROWLINE_E2E_IMAGE       the image of the stories' pods there (default: busybox)";
 
@@ -92,6 +97,7 @@ fn dispatch() -> Result<ExitCode> {
             if arguments.first().is_some_and(|first| first == "--peers") {
                 arguments.remove(0);
                 tools::install_peers(&root)?;
+                tools::install_narrow(&root)?;
             }
             refuse_rest(&arguments)?;
             let report = tools::install(&root)?;

@@ -149,6 +149,8 @@ pub(crate) fn bench(root: &Path, arguments: &[String]) -> Result<ExitCode> {
     let alone = arguments
         .first()
         .is_some_and(|first| !first.starts_with('-'));
+    // Without its tools it measures nothing, so they are installed for a quick one, too.
+    let is_narrow = arguments.first().is_some_and(|first| first == "narrow");
     let mut build = run::cargo(root);
     build.args(["build", "--workspace"]);
     build.args(["--bin", "throwline", "--bin", "throwline-benches"]);
@@ -158,6 +160,11 @@ pub(crate) fn bench(root: &Path, arguments: &[String]) -> Result<ExitCode> {
         if !alone {
             tools::install_peers(root)?;
         }
+    }
+    if is_narrow {
+        tools::install_narrow(root)?;
+    }
+    if is_narrow || !quick {
         tools::install(root)?.print();
     }
     if !run::shown(&mut build)? {
@@ -167,13 +174,15 @@ pub(crate) fn bench(root: &Path, arguments: &[String]) -> Result<ExitCode> {
     exit(run::shown(measuring(root, profile).args(arguments))?)
 }
 
-/// The benches, with the binary of their profile, which logs as it does by default.
+/// The benches, with the binary of their profile, or that of `THROWLINE_BIN`, which logs as it does by
+/// default.
 fn measuring(root: &Path, profile: &str) -> std::process::Command {
     let built = root.join("target").join(profile);
     let mut bench = std::process::Command::new(built.join("throwline-benches"));
-    bench
-        .env("THROWLINE_BIN", built.join("throwline"))
-        .env("THROWLINE_LOG", "info");
+    bench.env("THROWLINE_LOG", "info");
+    if std::env::var_os("THROWLINE_BIN").is_none() {
+        bench.env("THROWLINE_BIN", built.join("throwline"));
+    }
     bench
 }
 

@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::run;
 
-pub(crate) use peers::install as install_peers;
+pub(crate) use peers::{install as install_peers, install_narrow};
 
 /// What a search for tools ended with.
 #[derive(Debug, Default)]

@@ -28,7 +28,7 @@ use crate::{proc, upstream};
 
 pub(crate) use idle_agents::IdleAgents;
 pub(crate) use simulated_agents::connect;
-pub(crate) use throwline::THROWLINE;
+pub(crate) use throwline::{THROWLINE, version as throwline_version};
 
 /// Round trip of the direct way over the wide-area network.
 const FAR: Duration = Duration::from_millis(100);

@@ -16,7 +16,7 @@ pub(crate) const THROWLINE: &str = "Throwline";
 const BENCH: &str = "bench";
 const SHOWN: &str = "shown";
 
-pub(super) fn version() -> anyhow::Result<String> {
+pub(crate) fn version() -> anyhow::Result<String> {
     let output = std::process::Command::new(tools::throwline()?)
         .arg("--version")
         .output()?;

@@ -39,15 +39,24 @@ pub struct Upstream {
 
 impl Upstream {
     pub async fn start(dir: &Path) -> Result<Self> {
-        Self::start_with(dir, None).await
+        Self::start_with(dir, Ipv4Addr::LOCALHOST, None).await
+    }
+
+    /// The same; a demo cluster listens at this address of the machine instead of loopback's.
+    pub async fn at(dir: &Path, address: Ipv4Addr) -> Result<Self> {
+        Self::start_with(dir, address, None).await
     }
 
     /// The same; a demo cluster loses output as a real one does: see its `lossy_sockets`.
     pub async fn lossy(dir: &Path, bytes: usize) -> Result<Self> {
-        Self::start_with(dir, Some(bytes)).await
+        Self::start_with(dir, Ipv4Addr::LOCALHOST, Some(bytes)).await
     }
 
-    async fn start_with(dir: &Path, lossy_sockets: Option<usize>) -> Result<Self> {
+    async fn start_with(
+        dir: &Path,
+        address: Ipv4Addr,
+        lossy_sockets: Option<usize>,
+    ) -> Result<Self> {
         let image = std::env::var("THROWLINE_E2E_IMAGE").unwrap_or_else(|_| "busybox".to_owned());
         let group = unique("throwline-e2e-");
         let home = dir.join("admin-home");
@@ -64,7 +73,7 @@ impl Upstream {
             None => {
                 let cluster_dir = dir.join("cluster");
                 std::fs::create_dir_all(&cluster_dir)?;
-                let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+                let listener = TcpListener::bind((address, 0)).await?;
                 let options = Options {
                     hello: false,
                     lossy_sockets,

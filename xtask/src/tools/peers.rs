@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use super::unpack;
+use super::{apt_install, unpack};
 use crate::run;
 
 struct Peer {
@@ -44,6 +44,16 @@ const PEERS: [Peer; 5] = [
     },
 ];
 
+/// What `bench narrow` makes its network with, and the package that holds each. They are of use to root
+/// alone, so they are installed for real.
+const NETWORK: [(&str, &str); 5] = [
+    ("ip", "iproute2"),
+    ("tc", "iproute2"),
+    ("iptables", "iptables"),
+    ("ethtool", "ethtool"),
+    ("nsenter", "util-linux"),
+];
+
 impl Peer {
     fn present(&self, dir: &Path) -> Option<PathBuf> {
         let ours = dir.join(self.inside);
@@ -74,9 +84,26 @@ pub(super) fn present(dir: &Path) -> impl Iterator<Item = (&'static str, PathBuf
 
 /// Fetches those that are not there; what could not be fetched is printed, and is no failure.
 pub(crate) fn install(root: &Path) -> Result<()> {
+    install_some(root, |_| true)
+}
+
+/// The same for `bench narrow` alone: OpenSSH, and what its network is made with.
+pub(crate) fn install_narrow(root: &Path) -> Result<()> {
+    install_some(root, |peer| peer.name.starts_with("ssh"))?;
+    for (name, package) in NETWORK {
+        if run::on_path(name).is_none()
+            && let Err(error) = apt_install(package)
+        {
+            println!("missing: {name}: {error:#}; by hand: install the package {package}");
+        }
+    }
+    Ok(())
+}
+
+fn install_some(root: &Path, is_wanted: fn(&Peer) -> bool) -> Result<()> {
     let dir = root.join(".tools");
     std::fs::create_dir_all(&dir).with_context(|| format!("could not make {}", dir.display()))?;
-    for peer in PEERS {
+    for peer in PEERS.iter().filter(|peer| is_wanted(peer)) {
         if peer.present(&dir).is_some() {
             continue;
         }
