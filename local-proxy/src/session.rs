@@ -12,6 +12,7 @@ mod context;
 mod dial;
 mod errors;
 mod link;
+mod long_transfers;
 mod relay_dial;
 mod renew;
 mod sessions;

@@ -167,6 +167,11 @@ impl http_body::Body for Body {
                     guards.take();
                 }
                 let frame = ready!(frame);
+                if let (Some(Ok(frame)), Some(guards)) = (&frame, guards.as_mut())
+                    && let Either::Left(lease) = &mut guards.0
+                {
+                    lease.received(frame.data_ref().map_or(0, Bytes::len));
+                }
                 match (frame, watch) {
                     (Some(Ok(frame)), Some(watch)) => {
                         watch.pass(&frame);

@@ -72,7 +72,7 @@ pub(crate) async fn forward(
             }
             Err(failure) => return Err(failure),
         };
-        let request = Request::from_parts(head.clone(), Either::Left(body.clone()));
+        let request = Request::from_parts(head.clone(), Either::Left(body.counted(lease.upload())));
         let line = lease.line();
         let sent = tokio::select! {
             sent = lease.sender.try_send_request(request) => sent,

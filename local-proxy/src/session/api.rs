@@ -20,6 +20,7 @@ use crate::session::body::ApiBody;
 use crate::session::context::SessionContext;
 use crate::session::dial::{Epoch, SessionBasis};
 use crate::session::errors::lost;
+use crate::session::long_transfers::{LongTransfers, Transfer};
 
 /// The maximum of HTTP/2, so that a stalled stream exhausts its own window and no other's.
 const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
@@ -36,6 +37,7 @@ pub(crate) struct ApiSession {
     /// Requests at once, at most.
     max_streams: usize,
     basis: SessionBasis,
+    long_transfers: LongTransfers,
     in_flight: Arc<AtomicUsize>,
     last_used: Arc<Mutex<Instant>>,
     ended: Arc<OnceLock<Failure>>,
@@ -48,9 +50,21 @@ pub(crate) struct Lease {
     last_used: Arc<Mutex<Instant>>,
     ended: Arc<OnceLock<Failure>>,
     line: Option<Handle<mux::Stream>>,
+    long_transfers: LongTransfers,
+    answer: Transfer,
 }
 
 impl Lease {
+    /// Bytes of the answer's body have come.
+    pub(crate) fn received(&mut self, bytes: usize) {
+        self.answer.count(bytes);
+    }
+
+    /// Counts the request's body.
+    pub(crate) fn upload(&self) -> Transfer {
+        self.long_transfers.begin()
+    }
+
     /// The line below, if that outlives its carrier.
     pub(crate) fn line(&self) -> Option<Handle<mux::Stream>> {
         self.line.clone()
@@ -87,6 +101,10 @@ impl ApiSession {
             limits.stream_window
         };
         let basis = SessionBasis::of(&dialed);
+        let long_transfers = LongTransfers::default();
+        if let Some(line) = &basis.line {
+            line.classify_by(long_transfers.bytes());
+        }
         // A resumable line detects a lost peer without a PING.
         let ping = basis.line.is_none().then_some(context.timing.session_ping);
         let mut builder = http2::Builder::new(TokioExecutor::new());
@@ -135,6 +153,7 @@ impl ApiSession {
                 limits.streams
             },
             basis,
+            long_transfers,
             in_flight: Arc::default(),
             last_used: Arc::new(Mutex::new(Instant::now())),
             ended,
@@ -150,6 +169,8 @@ impl ApiSession {
             last_used: self.last_used.clone(),
             ended: self.ended.clone(),
             line: self.basis.line.clone(),
+            long_transfers: self.long_transfers.clone(),
+            answer: self.long_transfers.begin(),
         }
     }
 

@@ -2,12 +2,14 @@
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 use http_body_util::{Either, Full};
 use hyper::body::Incoming;
+
+use crate::session::long_transfers::Transfer;
 
 /// On an API session: kubectl's body, or one of our own.
 pub(crate) type ApiBody = Either<ResendableBody, Full<Bytes>>;
@@ -21,12 +23,24 @@ pub(crate) struct ResendableBody<B = Incoming>(Arc<Mutex<BodyState<B>>>);
 struct BodyState<B> {
     body: B,
     is_read: bool,
+    /// Of the session that it goes to.
+    transfer: Option<Transfer>,
 }
 
 impl<B> ResendableBody<B> {
     pub(crate) fn new(body: B) -> Self {
-        let is_read = false;
-        Self(Arc::new(Mutex::new(BodyState { body, is_read })))
+        let state = BodyState {
+            body,
+            is_read: false,
+            transfer: None,
+        };
+        Self(Arc::new(Mutex::new(state)))
+    }
+
+    /// The same body, counted as this upload from now on.
+    pub(crate) fn counted(&self, transfer: Transfer) -> Self {
+        self.lock().transfer = Some(transfer);
+        self.clone()
     }
 
     /// Whether any part of it may have been sent.
@@ -45,7 +59,7 @@ impl<B> Clone for ResendableBody<B> {
     }
 }
 
-impl<B: http_body::Body + Unpin> http_body::Body for ResendableBody<B> {
+impl<B: http_body::Body<Data = Bytes> + Unpin> http_body::Body for ResendableBody<B> {
     type Data = B::Data;
     type Error = B::Error;
 
@@ -55,7 +69,11 @@ impl<B: http_body::Body + Unpin> http_body::Body for ResendableBody<B> {
     ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
         let mut state = self.lock();
         state.is_read = true;
-        Pin::new(&mut state.body).poll_frame(cx)
+        let frame = ready!(Pin::new(&mut state.body).poll_frame(cx));
+        if let (Some(Ok(frame)), Some(transfer)) = (&frame, &mut state.transfer) {
+            transfer.count(frame.data_ref().map_or(0, Bytes::len));
+        }
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {

@@ -16,6 +16,10 @@ use tokio::time::timeout;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// More than everything that is interactive here, and less than what a transfer moves at once.
 const LIMIT: u64 = 2 * 1024 * 1024;
+/// About 1 MB/s, of which a cluster keeps what the story takes: some 20 MB.
+const PRINTING: &str = "trap 'exit 0' TERM INT; while :; do head -c 100000 /dev/zero | tr '\\0' x; echo; sleep 0.1; done";
+/// In the order of the environment's links.
+const HOPS: [&str; 2] = ["agent to relay", "local proxy to relay"];
 
 fn main() -> ExitCode {
     let minutes = |count: u64| Duration::from_secs(60 * count);
@@ -25,6 +29,9 @@ fn main() -> ExitCode {
         })
         .alone("keystrokes_pass_a_stalled_upload", minutes(5), |_| {
             beside("cat >/dev/null")
+        })
+        .alone("requests_pass_a_stalled_answer", minutes(5), |_| {
+            beside_an_answer()
         })
         .run(|| async { Ok(()) })
 }
@@ -77,10 +84,7 @@ async fn beside(script: &str) -> Result<()> {
         carriers(&env).await
     })
     .await?;
-    for (hop, link) in ["agent to relay", "local proxy to relay"]
-        .into_iter()
-        .zip(&env.links)
-    {
+    for (hop, link) in HOPS.into_iter().zip(&env.links) {
         link.limit(Some(LIMIT));
         stalled(link).await.context(hop)?;
         // Not one byte of bulk passes from here to the end of this hop's turn.
@@ -98,6 +102,42 @@ async fn beside(script: &str) -> Result<()> {
     ensure!(bulk.try_wait()?.is_none(), "the transfer has ended");
     bulk.kill().await?;
     terminal.kill().await?;
+    pod.remove().await?;
+    env.close().await
+}
+
+/// Requests share a session, until one of them is answered with bulk.
+async fn beside_an_answer() -> Result<()> {
+    let env = Builder::default().by_links().start().await?;
+    let pod = Pod::start(&env.upstream, &env.namespace, PRINTING).await?;
+    let kubectl = env.newest()?;
+    let mut logs = kubectl
+        .command(&["logs", "-f", &pod.name])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()?;
+    let mut output = logs.stdout.take().context("no output")?;
+    tokio::spawn(async move {
+        let mut piece = vec![0; 64 * 1024];
+        while output.read(&mut piece).await.is_ok_and(|read| read > 0) {}
+    });
+    eventually(PATIENCE, "bulk has a carrier at both hops", || async {
+        carriers(&env).await
+    })
+    .await?;
+    for (hop, link) in HOPS.into_iter().zip(&env.links) {
+        link.limit(Some(LIMIT));
+        stalled(link).await.context(hop)?;
+        for _ in 0..3 {
+            let got = kubectl.run(&["get", "pods", "-o", "name"]).await?;
+            ensure!(got.text().contains(&pod.name), "{hop}: {}", got.text());
+        }
+        ensure!(link.stalled() > 0, "{hop}: bulk was not stalled meanwhile");
+        link.limit(None);
+    }
+    ensure!(logs.try_wait()?.is_none(), "the logs have ended");
+    logs.kill().await?;
     pod.remove().await?;
     env.close().await
 }

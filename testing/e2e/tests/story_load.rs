@@ -286,6 +286,8 @@ async fn stalled_readers(fixture: Arc<Loaded>) -> Result<()> {
     for _ in 0..READERS / 50 {
         readers.extend(try_join_all((0..50).map(|_| stalled(&fixture))).await?);
     }
+    // Until then their windows fill, at the speed of bulk.
+    settled(&fixture.env).await?;
     let beside = quiet_p99(&fixture).await?;
     println!(
         "  p99 of a small request: {alone:?} alone, {beside:?} beside {READERS} stalled readers"

@@ -5,6 +5,7 @@
 
 use std::future::poll_fn;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -197,7 +198,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Handle<S> {
         }
         let received = core.machine.received();
         let class = core.traffic.class();
-        if core.traffic.observe(now, received + core.machine.sent()) != class {
+        let moved = match &core.traffic_source {
+            Some(bytes) => bytes.load(Ordering::Relaxed),
+            None => received + core.machine.sent(),
+        };
+        if core.traffic.observe(now, moved) != class {
             shared.publish(core);
         }
         // On an idle line an ACK delays no bulk, and lets the peer free its send buffer.
@@ -219,6 +224,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Handle<S> {
             let _ = core.poll_flush(shared);
         }
         action
+    }
+
+    /// Classifies the line by this count instead of all its bytes, where its owner can tell bulk from many
+    /// small messages.
+    pub fn classify_by(&self, bytes: Arc<AtomicU64>) {
+        self.shared.lock().traffic_source = Some(bytes);
     }
 
     /// Ends the line with an error that its reader and writer get.
@@ -317,6 +328,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Handle<S> {
     fn fence(&self, core: &mut Core<S>, epoch: u64) -> Option<Position> {
         let at = core.machine.fence(epoch)?;
         core.stream = None;
+        core.autotune
+            .on_stream_lost(tokio::time::Instant::now().into_std());
         self.shared.publish(core);
         Some(at)
     }
@@ -376,7 +389,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Handle<S> {
         }
         core.stream = Some(stream);
         core.stall_detector.on_new_stream();
-        core.autotune.on_new_path();
+        core.autotune
+            .on_new_stream(tokio::time::Instant::now().into_std());
         core.writer_waits = false;
         let _ = core.poll_flush(shared);
         shared.publish(core);

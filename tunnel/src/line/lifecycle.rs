@@ -90,6 +90,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
             return Err(self.fail(shared, error));
         }
         self.stream = None;
+        let now = tokio::time::Instant::now().into_std();
+        self.autotune.on_stream_lost(now);
         shared.publish(self);
         // Payload that was salvaged can be read now.
         shared.wakers.reader.wake();

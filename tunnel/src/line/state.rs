@@ -1,6 +1,6 @@
 //! The state of a line: what its reader, its writer and its supervisor share.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -65,6 +65,8 @@ pub(super) struct Core<S> {
     pub(super) autotune: WindowAutotune,
     pub(super) memory: LineMemory,
     pub(super) traffic: TrafficMeter,
+    /// Counts what the meter is to count; `None`: all bytes of the line.
+    pub(super) traffic_source: Option<Arc<AtomicU64>>,
     /// A writer waits for room, and is to be woken when there is some.
     pub(super) writer_waits: bool,
     /// Bytes received at the last [`Handle::tick`](super::Handle::tick).
@@ -143,6 +145,7 @@ impl<S> Shared<S> {
             autotune: WindowAutotune::default(),
             memory: LineMemory::new(budgets),
             traffic: TrafficMeter::default(),
+            traffic_source: None,
             writer_waits: false,
             last_received: 0,
             dropped_streams: 0,

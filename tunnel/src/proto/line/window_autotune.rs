@@ -17,6 +17,11 @@ const LATE: u32 = 2;
 /// What scheduling and the delay of an acknowledgement by 128 KiB may add.
 const GRACE: Duration = Duration::from_millis(2);
 
+/// A line that was without a stream for less is on the same path as before: a move between two carriers, or a
+/// relay that was replaced. Were the least round trip forgotten, the next would be one of a busy line: as
+/// long as its queue, and late acknowledgements would pass for punctual ones.
+const SAME_PATH: Duration = Duration::from_secs(1);
+
 /// The state of one direction, at its sender.
 #[derive(Debug, Default)]
 pub struct WindowAutotune {
@@ -28,6 +33,8 @@ pub struct WindowAutotune {
     was_used: bool,
     /// The most by which the window has grown on this path.
     proven: u64,
+    /// When the line lost its stream; `None` while it has one.
+    lost: Option<Instant>,
 }
 
 impl WindowAutotune {
@@ -81,9 +88,21 @@ impl WindowAutotune {
         self.proven
     }
 
-    /// The line is on another path, with another round trip.
-    pub fn on_new_path(&mut self) {
-        *self = Self::default();
+    /// The line has lost its stream, or is about to get another one.
+    pub fn on_stream_lost(&mut self, now: Instant) {
+        self.lost.get_or_insert(now);
+        // A resumption is no part of a round trip.
+        self.sample = None;
+        self.was_used = false;
+    }
+
+    /// The line has another stream. After a moment it is one between the same two networks. After longer, the
+    /// path may be another one, with another round trip.
+    pub fn on_new_stream(&mut self, now: Instant) {
+        let since = self.lost.take().unwrap_or(now);
+        if now.saturating_duration_since(since) >= SAME_PATH {
+            *self = Self::default();
+        }
     }
 }
 
@@ -107,6 +126,25 @@ mod tests {
             sent += window;
         }
         window
+    }
+
+    #[test]
+    fn a_move_to_another_carrier_does_not_make_a_queue_punctual() {
+        let start = Instant::now();
+        let at = |ms: u64| start + Duration::from_millis(ms);
+        let mut autotune = WindowAutotune::default();
+        autotune.on_sent(at(0), 1);
+        assert!(!autotune.on_acknowledged(at(1), 1), "nothing was in flight");
+        let mut late = |begin: u64, pause: u64| {
+            autotune.on_stream_lost(at(begin));
+            autotune.on_new_stream(at(begin + pause));
+            autotune.on_used();
+            autotune.on_sent(at(begin + pause), begin);
+            autotune.on_acknowledged(at(begin + pause + 50), begin)
+        };
+        assert!(!late(100, 10));
+        // Another network: what is usual there is not known.
+        assert!(late(1_000, 1_000));
     }
 
     #[test]
