@@ -47,26 +47,14 @@ pub(super) async fn run(
         dir: dir.to_owned(),
     };
     let mut figures = Figures::default();
-    for round in 0..usize::from(options.rounds) {
-        eprintln!("round {} of {}", round + 1, options.rounds);
-        let mut link = None;
-        for (index, cell) in cells.iter().enumerate() {
-            if link.replace(cell.0) != Some(cell.0) {
-                network.become_link(cell.0)?;
-                for way in &mut ways {
-                    way.reconnect().await?;
-                }
-            }
-            for turn in 0..ways.len() {
-                // None is always the first.
-                let at = (turn + round + index) % ways.len();
-                let Some(way) = ways.get_mut(at) else {
-                    continue;
-                };
-                one(&mut figures, *cell, way, &ends, &sizes).await?;
-            }
-        }
+    let measured = Measuring {
+        network: &network,
+        ends: &ends,
+        sizes: &sizes,
+        figures: &mut figures,
     }
+    .all(&cells, &mut ways, usize::from(options.rounds))
+    .await;
     let report = Report {
         figures: &figures,
         cells: &cells,
@@ -77,6 +65,8 @@ pub(super) async fn run(
         left_out: &left_out,
     };
     println!("\n{}\n\n{}", report.described()?, report.tables());
+    // What was found until then is worth a look all the same.
+    measured?;
     if options.is_published() {
         let dir = tools::root().join("benches");
         report.publish(&dir)?;
@@ -92,37 +82,71 @@ pub(super) async fn run(
     }
 }
 
-/// A cell by one way, and a quiet link for the next.
-async fn one(
-    figures: &mut Figures,
-    cell: Cell,
-    way: &mut Way,
-    ends: &Ends,
-    sizes: &Sizes,
-) -> anyhow::Result<()> {
-    let (link, bulk) = cell;
-    let measured = cell::measure(way, link, bulk, ends, sizes).await;
-    let drained = traffic::ends(DRAIN).await;
-    let is_whole = measured.is_ok() && drained.is_ok();
-    match measured.and_then(|sample| drained.map(|()| sample)) {
-        Ok(sample) => figures.add(cell, way.name, sample),
-        Err(error) => {
-            eprintln!("{link}, {bulk}, {}: {error:#}", way.name);
-            figures.fail(cell, way.name, format!("{error:#}"));
+struct Measuring<'a> {
+    network: &'a Network,
+    ends: &'a Ends,
+    sizes: &'a Sizes,
+    figures: &'a mut Figures,
+}
+
+impl Measuring<'_> {
+    /// Each cell by each way before the next, so that what else the machine does falls on all.
+    ///
+    /// # Errors
+    /// A way does not come back, after a change of the link or a cell that failed.
+    async fn all(&mut self, cells: &[Cell], ways: &mut [Way], rounds: usize) -> anyhow::Result<()> {
+        for round in 0..rounds {
+            eprintln!("round {} of {rounds}", round + 1);
+            let mut link = None;
+            for (index, cell) in cells.iter().enumerate() {
+                if link.replace(cell.0) != Some(cell.0) {
+                    self.network.become_link(cell.0)?;
+                    for way in ways.iter_mut() {
+                        way.reconnect().await?;
+                    }
+                }
+                for turn in 0..ways.len() {
+                    // None is always the first.
+                    let at = (turn + round + index) % ways.len();
+                    if let Some(way) = ways.get_mut(at) {
+                        self.one(*cell, way).await?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A cell by one way, and a quiet link for the next.
+    async fn one(&mut self, cell: Cell, way: &mut Way) -> anyhow::Result<()> {
+        let (link, bulk) = cell;
+        let measured = cell::measure(way, link, bulk, self.ends, self.sizes).await;
+        let drained = traffic::ends(DRAIN).await;
+        let whole = measured.and_then(|sample| drained.map(|()| sample));
+        match whole {
+            Ok(sample) => {
+                self.figures.add(cell, way.name, sample);
+                self.show(cell, way.name);
+                Ok(())
+            }
+            Err(error) => {
+                eprintln!("{link}, {bulk}, {}: {error:#}", way.name);
+                self.figures.fail(cell, way.name, format!("{error:#}"));
+                way.reconnect().await
+            }
         }
     }
-    if !is_whole {
-        way.reconnect().await?;
-        return Ok(());
+
+    fn show(&self, cell: Cell, way: &'static str) {
+        let value = |measure| self.figures.value(cell, way, measure).map(figure);
+        let echoes: Vec<String> = ECHOES.into_iter().filter_map(value).collect();
+        eprintln!(
+            "{}, {}, {way}: echo {} ms, get {} ms, bulk {} Mbit/s",
+            cell.0,
+            cell.1,
+            echoes.join(" / "),
+            value(Measure::Get).unwrap_or_default(),
+            value(Measure::Rate).unwrap_or_else(|| "–".to_owned()),
+        );
     }
-    let value = |measure| figures.value(cell, way.name, measure).map(figure);
-    let echoes: Vec<String> = ECHOES.into_iter().filter_map(value).collect();
-    eprintln!(
-        "{link}, {bulk}, {}: echo {} ms, get {} ms, bulk {} Mbit/s",
-        way.name,
-        echoes.join(" / "),
-        value(Measure::Get).unwrap_or_default(),
-        value(Measure::Rate).unwrap_or_else(|| "–".to_owned()),
-    );
-    Ok(())
 }
