@@ -1,6 +1,7 @@
 //! The one binary, `throwline`: parses what a person typed, calls one part, and turns its outcome
 //! into an exit code: 0, 1 for a failure, 2 for wrong usage.
 
+mod allocator;
 mod args;
 mod commands;
 mod config_file;
@@ -13,11 +14,6 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, Parser as _};
 
 use crate::args::{Cli, LogFormat};
-
-/// It gives memory back to the system within seconds after a load, wherever in a heap it was freed.
-/// glibc's does so only from a heap's end, where something small nearly always remains.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     let given = std::env::args_os().collect();
@@ -75,6 +71,7 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    runtime.spawn(allocator::give_back_regularly());
     let outcome = runtime.block_on(commands::run(cli.command));
     // Nothing that still runs may hold up the exit, such as a read of standard input.
     runtime.shutdown_background();

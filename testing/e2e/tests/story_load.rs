@@ -198,7 +198,10 @@ async fn stalled(fixture: &Loaded) -> Result<impl Sized> {
     Ok(stream)
 }
 
-/// Waits until each process holds no more than it did a second ago.
+/// Longer than a process takes to give back what it has freed.
+const GIVEN_BACK: Duration = Duration::from_secs(4);
+
+/// Waits until each process holds what it held a while ago, and has nothing more to give back.
 async fn settled(env: &Environment) -> Result<Vec<u64>> {
     let measure = || -> Result<Vec<u64>> {
         env.processes()
@@ -207,11 +210,11 @@ async fn settled(env: &Environment) -> Result<Vec<u64>> {
             .collect()
     };
     eventually(
-        Duration::from_secs(40),
+        Duration::from_secs(60),
         "memory stays where it is",
         || async {
             let before = measure()?;
-            tokio::time::sleep(Duration::from_secs(2)).await;
+            tokio::time::sleep(GIVEN_BACK).await;
             let after = measure()?;
             let calm = before
                 .iter()
@@ -224,6 +227,22 @@ async fn settled(env: &Environment) -> Result<Vec<u64>> {
     .await
 }
 
+/// A mebibyte at most, in each process, for each of `count` that `what` names.
+fn a_mib_each(
+    env: &Environment,
+    before: &[u64],
+    after: &[u64],
+    count: usize,
+    what: &str,
+) -> Result<()> {
+    for ((process, before), after) in env.processes().iter().zip(before).zip(after) {
+        let each = after.saturating_sub(*before) / count as u64;
+        println!("  {}: {each} KiB {what}", process.name());
+        ensure!(each <= 1024, "{} holds {each} KiB {what}", process.name());
+    }
+    Ok(())
+}
+
 async fn readers_that_stop(fixture: Arc<Loaded>) -> Result<()> {
     const READERS: usize = 40;
     // Warm: the first stalled reader fills what is shared and was never used yet.
@@ -231,15 +250,7 @@ async fn readers_that_stop(fixture: Arc<Loaded>) -> Result<()> {
     let before = settled(&fixture.env).await?;
     let readers = try_join_all((0..READERS).map(|_| stalled(&fixture))).await?;
     let after = settled(&fixture.env).await?;
-    for ((process, before), after) in fixture.env.processes().iter().zip(before).zip(after) {
-        let each = after.saturating_sub(before) / READERS as u64;
-        println!("  {}: {each} KiB a stalled reader", process.name());
-        ensure!(
-            each <= 1024,
-            "{} holds {each} KiB for each stalled reader",
-            process.name()
-        );
-    }
+    a_mib_each(&fixture.env, &before, &after, READERS, "a stalled reader")?;
     drop((first, readers));
     Ok(())
 }
