@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use anyhow::Context;
-use throwline_e2e::process::status_field;
+use throwline_e2e::process::{proc_field, status_field};
 
 /// The process and its living descendants.
 pub(crate) fn family(root: u32) -> Vec<u32> {
@@ -51,9 +51,8 @@ pub(crate) fn resident_kib(pid: u32) -> f64 {
 /// Resident memory now, in KiB, of which a page that several processes share counts for each by its
 /// share. Without the right to read that, all of it counts.
 pub(crate) fn proportional_kib(pid: u32) -> f64 {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"));
-    let share = text.ok().and_then(|text| kib_of(&text, "Pss:"));
-    share.unwrap_or_else(|| resident_kib(pid))
+    let share = proc_field(pid, "smaps_rollup", "Pss:");
+    share.map_or_else(|_| resident_kib(pid), |kib| kib as f64)
 }
 
 /// TCP ports of IPv4 that some process listens on.
@@ -73,12 +72,6 @@ fn listeners(table: &str) -> impl Iterator<Item = u16> {
         let port = u16::from_str_radix(port, 16).ok()?;
         (state == LISTEN).then_some(port)
     })
-}
-
-/// A line such as `Pss:     1234 kB`.
-fn kib_of(text: &str, name: &str) -> Option<f64> {
-    let rest = text.lines().find_map(|line| line.strip_prefix(name))?;
-    rest.split_whitespace().next()?.parse().ok()
 }
 
 /// The most resident memory since [`forget_peak`], in KiB.
@@ -132,12 +125,5 @@ mod tests {
                      0: 0100007F:1F90 00000000:0000 0A 00000000:00000000\n   \
                      1: 0100007F:1F91 0100007F:A1B2 01 00000000:00000000\n";
         assert_eq!(listeners(table).collect::<Vec<_>>(), [8080]);
-    }
-
-    #[test]
-    fn a_field_is_found_by_its_name() {
-        let text = "Rss:   20 kB\nPss:    7 kB\nPss_Dirty:  5 kB\n";
-        assert_eq!(kib_of(text, "Pss:"), Some(7.0));
-        assert_eq!(kib_of(text, "Swap:"), None);
     }
 }

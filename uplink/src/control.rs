@@ -16,6 +16,9 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::handler::UplinkHandler;
 
+/// Streams of a carrier that has no work: the control stream stays open as long as its carrier.
+pub const CONTROL_STREAMS: usize = 1;
+
 /// The newest announcements of a relay.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Announced {

@@ -21,6 +21,7 @@ mod carriers;
 mod config;
 mod context;
 mod control;
+mod demand;
 mod dial;
 mod handler;
 mod metrics;
@@ -32,6 +33,8 @@ mod supervisor;
 
 pub use carriers::Carriers;
 pub use config::{Config, FirstRetry};
+pub use control::CONTROL_STREAMS;
+pub use demand::{Demand, Waiting};
 pub use dial::{RelayTarget, prover};
 pub use handler::{DialFailure, ReplaceReason, UplinkHandler};
 pub use metrics::Metrics;

@@ -9,14 +9,11 @@ use std::time::Duration;
 use throwline_tunnel::carrier::Carrier;
 use throwline_tunnel::line::Handle;
 use throwline_tunnel::mux;
-use throwline_uplink::Carriers;
-use tokio::sync::watch;
+use throwline_uplink::{CONTROL_STREAMS, Carriers, Demand};
 use tokio::time::sleep;
 
 /// How long the carrier is kept without a line.
 const IDLE: Duration = Duration::from_secs(60);
-/// The control stream stays open as long as its carrier.
-const CONTROL_STREAMS: usize = 1;
 /// From the carrier's arrival until lines are asked to move to it: the relays learn of it from each other.
 const SETTLE: Duration = Duration::from_secs(1);
 
@@ -25,11 +22,8 @@ const SETTLE: Duration = Duration::from_secs(1);
 pub(crate) struct BulkCarrier {
     carriers: Carriers,
     /// Lines that wait for it.
-    waiting: watch::Sender<usize>,
+    demand: Demand,
 }
-
-/// A line that waits for the carrier, while it lives.
-struct Waiting<'a>(&'a watch::Sender<usize>);
 
 impl BulkCarrier {
     /// What the pool that dials it keeps.
@@ -39,8 +33,7 @@ impl BulkCarrier {
 
     /// Ends when a line waits for the carrier.
     pub(crate) async fn needed(&self) {
-        // `self` keeps the channel open.
-        let _ = self.waiting.subscribe().wait_for(|lines| *lines > 0).await;
+        self.demand.arises().await;
     }
 
     /// Ends when the carrier has had no line for a while.
@@ -51,7 +44,7 @@ impl BulkCarrier {
     /// Asks the local proxy to resume the line when the carrier is there, if the line is still in that epoch.
     pub(crate) async fn request_move(&self, handle: &Handle<mux::Stream>, epoch: u64) {
         let arrived = async {
-            let _waiting = Waiting::one(&self.waiting);
+            let _waiting = self.demand.wait();
             self.carriers.carrier().await;
             sleep(SETTLE).await;
         };
@@ -59,18 +52,5 @@ impl BulkCarrier {
             () = arrived => handle.request_move(epoch),
             _ = handle.wait_until(|phase| phase.over || phase.epoch != epoch) => {}
         }
-    }
-}
-
-impl<'a> Waiting<'a> {
-    fn one(count: &'a watch::Sender<usize>) -> Self {
-        count.send_modify(|waiting| *waiting += 1);
-        Self(count)
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.send_modify(|waiting| *waiting -= 1);
     }
 }

@@ -19,8 +19,8 @@ use throwline_tunnel::proto::close::CloseReason;
 use throwline_tunnel::proto::messages::{Open, Refusal, RefusalCode, Role, StreamReply};
 use throwline_tunnel::proto::traffic::TrafficClass;
 use throwline_uplink::{
-    Carriers, Config as UplinkConfig, Environment, FirstRetry, Metrics as UplinkMetrics, Pool,
-    UplinkHandler, prover,
+    Carriers, Config as UplinkConfig, Demand, Environment, FirstRetry, Metrics as UplinkMetrics,
+    Pool, UplinkHandler, prover,
 };
 use tokio::sync::watch;
 use tracing::info;
@@ -66,8 +66,8 @@ struct Link {
     class: TrafficClass,
     dialer: Arc<Dialer>,
     state: watch::Sender<State>,
-    /// How many lines wait for a carrier.
-    waiting: watch::Sender<usize>,
+    /// Lines that wait for a carrier.
+    demand: Demand,
 }
 
 #[derive(Clone)]
@@ -83,9 +83,6 @@ enum State {
         why: String,
     },
 }
-
-/// A line that waits for a carrier, while it lives.
-struct Waiting<'a>(&'a watch::Sender<usize>);
 
 /// Why a line did not get to a peer.
 #[derive(Debug, thiserror::Error)]
@@ -151,7 +148,7 @@ impl Peer {
             class,
             dialer,
             state: watch::Sender::new(State::Idle),
-            waiting: watch::Sender::new(0),
+            demand: Demand::default(),
         });
         let config = UplinkConfig {
             count: 1,
@@ -191,7 +188,7 @@ impl Link {
     /// The carrier that there is, or else one that is dialled now, for all lines that wait.
     async fn carrier(&self) -> Result<(Carrier, Shares), PeerError> {
         let mut state = self.state.subscribe();
-        let _waiting = Waiting::one(&self.waiting);
+        let _waiting = self.demand.wait();
         let settled = state.wait_for(|state| match state {
             State::Idle => false,
             State::Up { carrier, .. } => !carrier.is_closed(),
@@ -279,25 +276,11 @@ impl UplinkHandler for Link {
     async fn needed(&self) {
         // The time in which it was avoided is over.
         self.state.send_replace(State::Idle);
-        // `self` keeps the channel open.
-        let _ = self.waiting.subscribe().wait_for(|lines| *lines > 0).await;
+        self.demand.arises().await;
     }
 
     async fn unused(&self, carrier: &Carrier) {
         carrier.idle_for(0, IDLE).await;
-    }
-}
-
-impl<'a> Waiting<'a> {
-    fn one(count: &'a watch::Sender<usize>) -> Self {
-        count.send_modify(|waiting| *waiting += 1);
-        Self(count)
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.send_modify(|waiting| *waiting -= 1);
     }
 }
 

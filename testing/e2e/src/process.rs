@@ -161,14 +161,21 @@ impl Process {
 
 /// A number of `/proc/PID/status`, such as `VmRSS:` in KiB.
 pub fn status_field(pid: u32, field: &str) -> Result<u64> {
-    let file = format!("/proc/{pid}/status");
-    let status = std::fs::read_to_string(&file).with_context(|| file.clone())?;
-    status
-        .lines()
+    proc_field(pid, "status", field)
+}
+
+/// A number of a file of `/proc/PID` whose lines are like `VmRSS:  1234 kB`.
+pub fn proc_field(pid: u32, file: &str, field: &str) -> Result<u64> {
+    let file = format!("/proc/{pid}/{file}");
+    let text = std::fs::read_to_string(&file).with_context(|| file.clone())?;
+    field_of(&text, field).with_context(|| format!("{field} in {file}"))
+}
+
+fn field_of(text: &str, field: &str) -> Option<u64> {
+    text.lines()
         .find_map(|line| line.strip_prefix(field))
         .and_then(|rest| rest.split_whitespace().next())
         .and_then(|number| number.parse().ok())
-        .with_context(|| format!("{field} in {file}"))
 }
 
 /// For programs that do not run as root, when we are: user and group of the first of these
@@ -194,4 +201,16 @@ fn lossy(path: &Path) -> String {
     std::fs::read(path)
         .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
         .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_field_is_found_by_its_name() {
+        let text = "Rss:   20 kB\nPss:    7 kB\nPss_Dirty:  5 kB\n";
+        assert_eq!(field_of(text, "Pss:"), Some(7));
+        assert_eq!(field_of(text, "Swap:"), None);
+    }
 }

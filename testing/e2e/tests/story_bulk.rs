@@ -10,7 +10,7 @@ use throwline_e2e::link::Link;
 use throwline_e2e::pod::{self, Pod};
 use throwline_e2e::{Environment, Fixture, Kubectl, Suite, eventually};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::process::Child;
+use tokio::process::{Child, ChildStdout};
 use tokio::time::timeout;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -45,14 +45,10 @@ async fn transfer(kubectl: &Kubectl, pod: &str, script: &str) -> Result<Child> {
         .kill_on_drop(true)
         .spawn()?;
     let mut input = child.stdin.take().context("no input")?;
-    let mut output = child.stdout.take().context("no output")?;
+    discard(child.stdout.take().context("no output")?);
     tokio::spawn(async move {
         let piece = vec![0; 64 * 1024];
         while input.write_all(&piece).await.is_ok() {}
-    });
-    tokio::spawn(async move {
-        let mut piece = vec![0; 64 * 1024];
-        while output.read(&mut piece).await.is_ok_and(|read| read > 0) {}
     });
     Ok(child)
 }
@@ -80,23 +76,14 @@ async fn beside(script: &str) -> Result<()> {
     };
     echo("before").await?;
     let mut bulk = transfer(&kubectl, &pod.name, script).await?;
-    eventually(PATIENCE, "bulk has a carrier at both hops", || async {
-        carriers(&env).await
-    })
-    .await?;
+    bulk_has_moved(&env).await?;
     for (hop, link) in HOPS.into_iter().zip(&env.links) {
-        link.limit(Some(LIMIT));
-        stalled(link).await.context(hop)?;
-        // Not one byte of bulk passes from here to the end of this hop's turn.
+        stall(link).await.context(hop)?;
         for key in 0..10 {
-            echo(&key.to_string())
-                .await
-                .with_context(|| hop.to_owned())?;
+            echo(&key.to_string()).await.context(hop)?;
         }
-        let got = kubectl.run(&["get", "pods", "-o", "name"]).await?;
-        ensure!(got.text().contains(&pod.name), "{hop}: {}", got.text());
-        ensure!(link.stalled() > 0, "{hop}: bulk was not stalled meanwhile");
-        link.limit(None);
+        listed(&kubectl, &pod).await.context(hop)?;
+        release(link).context(hop)?;
         echo("between").await?;
     }
     ensure!(bulk.try_wait()?.is_none(), "the transfer has ended");
@@ -117,29 +104,61 @@ async fn beside_an_answer() -> Result<()> {
         .stdout(Stdio::piped())
         .kill_on_drop(true)
         .spawn()?;
-    let mut output = logs.stdout.take().context("no output")?;
-    tokio::spawn(async move {
-        let mut piece = vec![0; 64 * 1024];
-        while output.read(&mut piece).await.is_ok_and(|read| read > 0) {}
-    });
-    eventually(PATIENCE, "bulk has a carrier at both hops", || async {
-        carriers(&env).await
-    })
-    .await?;
+    discard(logs.stdout.take().context("no output")?);
+    bulk_has_moved(&env).await?;
     for (hop, link) in HOPS.into_iter().zip(&env.links) {
-        link.limit(Some(LIMIT));
-        stalled(link).await.context(hop)?;
+        stall(link).await.context(hop)?;
         for _ in 0..3 {
-            let got = kubectl.run(&["get", "pods", "-o", "name"]).await?;
-            ensure!(got.text().contains(&pod.name), "{hop}: {}", got.text());
+            listed(&kubectl, &pod).await.context(hop)?;
         }
-        ensure!(link.stalled() > 0, "{hop}: bulk was not stalled meanwhile");
-        link.limit(None);
+        release(link).context(hop)?;
     }
     ensure!(logs.try_wait()?.is_none(), "the logs have ended");
     logs.kill().await?;
     pod.remove().await?;
     env.close().await
+}
+
+async fn bulk_has_moved(env: &Environment) -> Result<()> {
+    eventually(PATIENCE, "bulk has a carrier at both hops", || async {
+        carriers(env).await
+    })
+    .await
+}
+
+/// Waits until the connection of the bulk stands still at this hop: not one byte of it passes until
+/// [`release`].
+async fn stall(link: &Link) -> Result<()> {
+    link.limit(Some(LIMIT));
+    eventually(
+        PATIENCE,
+        "the connection of the bulk is stalled",
+        || async {
+            ensure!(link.stalled() > 0);
+            Ok(())
+        },
+    )
+    .await
+}
+
+fn release(link: &Link) -> Result<()> {
+    ensure!(link.stalled() > 0, "bulk was not stalled meanwhile");
+    link.limit(None);
+    Ok(())
+}
+
+async fn listed(kubectl: &Kubectl, pod: &Pod) -> Result<()> {
+    let got = kubectl.run(&["get", "pods", "-o", "name"]).await?;
+    ensure!(got.text().contains(&pod.name), "{}", got.text());
+    Ok(())
+}
+
+/// Reads to the end, so that the writer never waits.
+fn discard(mut output: ChildStdout) {
+    tokio::spawn(async move {
+        let mut piece = vec![0; 64 * 1024];
+        while output.read(&mut piece).await.is_ok_and(|read| read > 0) {}
+    });
 }
 
 /// Each dialler has one for interactive lines and one for bulk.
@@ -154,16 +173,4 @@ async fn carriers(env: &Environment) -> Result<()> {
     let moved = agent.sum("throwline_agent_line_resumptions_total", &[]);
     ensure!(moved >= 2.0, "the line has moved {moved} times");
     Ok(())
-}
-
-async fn stalled(link: &Link) -> Result<()> {
-    eventually(
-        PATIENCE,
-        "the connection of the bulk is stalled",
-        || async {
-            ensure!(link.stalled() > 0);
-            Ok(())
-        },
-    )
-    .await
 }

@@ -13,7 +13,7 @@ use throwline_tunnel::proto::messages::{Refusal, RefusalCode};
 use throwline_tunnel::proto::traffic::TrafficClass;
 use throwline_tunnel::revocations;
 use throwline_uplink::{
-    Config, Environment, FirstRetry, Metrics, Pool, ReplaceReason, UplinkHandler,
+    CONTROL_STREAMS, Config, Environment, FirstRetry, Metrics, Pool, ReplaceReason, UplinkHandler,
 };
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
@@ -37,8 +37,6 @@ const FIRST_RETRY: FirstRetry = FirstRetry {
 const MAX_DRAIN: Duration = Duration::from_secs(300);
 /// How long a replaced carrier may go on for the streams that it has.
 const RETIRE: Duration = Duration::from_secs(24 * 3600);
-/// The control stream stays open as long as its carrier.
-const CONTROL_STREAMS: usize = 1;
 
 fn config(timing: &Timing) -> Config {
     Config {
