@@ -116,6 +116,7 @@ pub async fn run(
         status,
     });
     let carriers = Carriers::new();
+    let network = network::changes();
     let pool = Pool::start(
         handler.clone(),
         carriers.clone(),
@@ -123,7 +124,7 @@ pub async fn run(
         Environment {
             shutdown: shutdown.clone(),
             ready: Some(readiness.condition("relay")),
-            network: network::changes(),
+            network: network.clone(),
             metrics: metrics.uplink,
         },
     );
@@ -138,7 +139,7 @@ pub async fn run(
         Environment {
             shutdown,
             ready: None,
-            network: network::changes(),
+            network,
             metrics: metrics.bulk_uplink,
         },
     );

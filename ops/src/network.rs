@@ -6,12 +6,13 @@ mod netlink;
 #[cfg(not(target_os = "linux"))]
 mod watcher;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant, SystemTime};
 
 #[cfg(target_os = "linux")]
 use netlink::Addresses;
-use tokio::sync::watch;
+use tokio::sync::broadcast;
+use tokio::sync::broadcast::error::RecvError;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 #[cfg(not(target_os = "linux"))]
 use watcher::Addresses;
@@ -22,14 +23,28 @@ const FIRST: Duration = Duration::from_secs(1);
 const SETTLE: Duration = Duration::from_millis(300);
 /// How often the two clocks are compared.
 const LOOK: Duration = Duration::from_secs(2);
+/// Changes that a slow reader may leave unread.
+const KEPT: usize = 64;
 /// By so much more than the time that the process saw has the wall clock moved, if it has slept.
 /// A clock that was set looks the same, and costs a connection that was not needed.
 const SLEPT: Duration = Duration::from_secs(10);
 
-/// Counts changes; waiting on it is [`watch::Receiver::changed`]. Must be called within a tokio
-/// runtime; the watching ends when all receivers have gone.
-pub fn changes() -> watch::Receiver<u64> {
-    let (changed, changes) = watch::channel(0);
+/// What the machine told.
+#[derive(Debug, Clone, Copy)]
+enum Change {
+    /// This address came or went.
+    Address(IpAddr),
+    Slept,
+}
+
+/// Changes of this machine's network, each told once. A clone begins with what comes next.
+#[derive(Debug)]
+pub struct Changes(broadcast::Receiver<Change>);
+
+/// Follows this machine's network. Must be called within a tokio runtime; the watching ends when
+/// all [`Changes`] have gone.
+pub fn changes() -> Changes {
+    let (changed, changes) = broadcast::channel(KEPT);
     tokio::spawn(async move {
         let addresses = addresses(&changed);
         let sleeps = sleeps(&changed);
@@ -38,14 +53,77 @@ pub fn changes() -> watch::Receiver<u64> {
             () = changed.closed() => {}
         }
     });
-    changes
+    Changes(changes)
 }
 
-fn tell(changed: &watch::Sender<u64>) {
-    changed.send_modify(|count| *count += 1);
+impl Changes {
+    /// Nothing ever changes: for connections that stay within a data centre.
+    pub fn never() -> Self {
+        Self(broadcast::channel(1).1)
+    }
+
+    /// Ends with the next change of any kind: a dial that has failed may succeed now. Cancel safe.
+    pub async fn any(&mut self) {
+        self.next().await;
+    }
+
+    /// Ends with the next change by which a TCP connection between `local` and `remote` may be dead,
+    /// or on a way that is no longer the one to there: the machine has slept, this very address came
+    /// or went, or a new connection would have another. What a container or another link does is
+    /// passed over. Without addresses, each change counts. Cancel safe.
+    pub async fn affecting(&mut self, ends: Option<(SocketAddr, SocketAddr)>) {
+        loop {
+            match (self.next().await, ends) {
+                (Some(Change::Address(address)), Some((local, remote))) => {
+                    let local = local.ip().to_canonical();
+                    if address.to_canonical() == local || source(remote) != Some(local) {
+                        return;
+                    }
+                }
+                (Some(Change::Slept) | None, _) | (_, None) => return,
+            }
+        }
+    }
+
+    /// Passes over what has changed until now.
+    pub fn skip(&mut self) {
+        self.0 = self.0.resubscribe();
+    }
+
+    /// None: more has changed than is remembered.
+    async fn next(&mut self) -> Option<Change> {
+        match self.0.recv().await {
+            Ok(change) => Some(change),
+            Err(RecvError::Lagged(_)) => None,
+            // Nobody watches any more.
+            Err(RecvError::Closed) => std::future::pending().await,
+        }
+    }
 }
 
-async fn addresses(changed: &watch::Sender<u64>) {
+impl Clone for Changes {
+    fn clone(&self) -> Self {
+        Self(self.0.resubscribe())
+    }
+}
+
+/// The address from which this machine would reach that one now. No packet is sent.
+fn source(remote: SocketAddr) -> Option<IpAddr> {
+    let any: IpAddr = match remote {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = UdpSocket::bind((any, 0)).ok()?;
+    socket.connect(remote).ok()?;
+    Some(socket.local_addr().ok()?.ip().to_canonical())
+}
+
+fn tell(changed: &broadcast::Sender<Change>, change: Change) {
+    // Without receivers there is nothing to do.
+    let _ = changed.send(change);
+}
+
+async fn addresses(changed: &broadcast::Sender<Change>) {
     let mut watcher = match Addresses::new() {
         Ok(watcher) => watcher,
         Err(error) => {
@@ -58,9 +136,9 @@ async fn addresses(changed: &watch::Sender<u64>) {
     loop {
         match watcher.next().await {
             Ok(address) if start.elapsed() > FIRST && is_a_way_out(address) => {
-                tracing::info!(%address, "the network has changed");
+                tracing::debug!(%address, "an address of this machine came or went");
                 sleep(SETTLE).await;
-                tell(changed);
+                tell(changed, Change::Address(address));
             }
             Ok(_) => {}
             Err(error) => {
@@ -79,7 +157,7 @@ fn is_a_way_out(address: IpAddr) -> bool {
     }
 }
 
-async fn sleeps(changed: &watch::Sender<u64>) {
+async fn sleeps(changed: &broadcast::Sender<Change>) {
     let mut every = interval(LOOK);
     every.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut before = (Instant::now(), SystemTime::now());
@@ -88,7 +166,7 @@ async fn sleeps(changed: &watch::Sender<u64>) {
         let now = (Instant::now(), SystemTime::now());
         if has_slept(before, now) {
             tracing::info!("the machine has slept, or its clock was set");
-            tell(changed);
+            tell(changed, Change::Slept);
         }
         before = now;
     }
@@ -129,5 +207,54 @@ mod tests {
         for address in ["10.0.0.7", "192.0.2.1", "2001:db8::1"] {
             assert!(is_a_way_out(address.parse().unwrap()), "{address}");
         }
+    }
+
+    fn ends(local: &str, remote: &str) -> Option<(SocketAddr, SocketAddr)> {
+        Some((local.parse().unwrap(), remote.parse().unwrap()))
+    }
+
+    async fn is_affected(address: &str, ends: Option<(SocketAddr, SocketAddr)>) -> bool {
+        let (changed, changes) = broadcast::channel(KEPT);
+        let mut changes = Changes(changes);
+        tell(&changed, Change::Address(address.parse().unwrap()));
+        let affecting = changes.affecting(ends);
+        // What has been told is there at once.
+        tokio::time::timeout(Duration::ZERO, affecting)
+            .await
+            .is_ok()
+    }
+
+    #[tokio::test]
+    async fn only_what_may_cut_a_connection_affects_it() {
+        let through_loopback = ends("127.0.0.1:40000", "127.0.0.1:443");
+        assert!(!is_affected("172.17.0.1", through_loopback).await);
+        assert!(is_affected("127.0.0.1", through_loopback).await);
+        assert!(is_affected("::ffff:127.0.0.1", through_loopback).await);
+        assert!(is_affected("172.17.0.1", None).await);
+        // A new connection would not have this address: another way leads there now.
+        let moved = ends("192.0.2.7:40000", "127.0.0.1:443");
+        assert!(is_affected("172.17.0.1", moved).await);
+    }
+
+    #[tokio::test]
+    async fn changes_that_are_skipped_or_lost_are_known() {
+        let (changed, changes) = broadcast::channel(KEPT);
+        let mut changes = Changes(changes);
+        let docker = Change::Address("172.17.0.1".parse().unwrap());
+        tell(&changed, docker);
+        changes.skip();
+        let any = tokio::time::timeout(Duration::ZERO, changes.any()).await;
+        assert!(any.is_err(), "it was skipped");
+        for _ in 0..=KEPT {
+            tell(&changed, docker);
+        }
+        let ends = ends("127.0.0.1:40000", "127.0.0.1:443");
+        let affecting = changes.affecting(ends);
+        assert!(
+            tokio::time::timeout(Duration::ZERO, affecting)
+                .await
+                .is_ok(),
+            "what is not known may be anything"
+        );
     }
 }

@@ -24,6 +24,11 @@ impl<IO> PrefixedIo<IO> {
         };
         Self { prefix, io }
     }
+
+    /// What is read after the prefix.
+    pub fn get_ref(&self) -> &IO {
+        &self.io
+    }
 }
 
 impl<IO: AsyncRead + Unpin> AsyncRead for PrefixedIo<IO> {

@@ -32,6 +32,11 @@ impl<T> ReadAhead<T> {
             waiting: Vec::new(),
         }
     }
+
+    /// What is read.
+    pub fn get_ref(&self) -> &T {
+        &self.io
+    }
 }
 
 impl<T: AsyncRead + Unpin> AsyncRead for ReadAhead<T> {

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
+use throwline_ops::network::Changes;
 use throwline_ops::{ReadinessGuard, Shutdown};
 use throwline_tunnel::carrier::{Carrier, RelayName};
-use tokio::sync::watch;
 
 use crate::carriers::{Carriers, Summary};
 use crate::config::Config;
@@ -17,7 +17,7 @@ pub(crate) struct Context<H> {
     pub(crate) carriers: Carriers,
     pub(crate) config: Config,
     pub(crate) shutdown: Shutdown,
-    pub(crate) network: watch::Receiver<u64>,
+    pub(crate) network: Changes,
     pub(crate) metrics: Metrics,
     pub(crate) ready: Option<Arc<ReadinessGuard>>,
 }

@@ -101,7 +101,8 @@ pub enum ReplaceReason {
     Age,
     /// Its relay is held by a sibling, and there are others.
     Duplicate,
-    /// The machine's addresses have changed, or it has slept: the carrier may be dead.
+    /// The carrier's address came or went, another one leads to the relay now, or the machine has slept:
+    /// the carrier may be dead.
     Network,
 }
 

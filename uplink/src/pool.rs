@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use throwline_ops::network::Changes;
 use throwline_ops::{ReadinessGuard, Shutdown};
 use throwline_tunnel::proto::close::CloseCode;
-use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::carriers::Carriers;
@@ -24,8 +24,8 @@ pub struct Environment {
     pub shutdown: Shutdown,
     /// Is ready while there is a carrier.
     pub ready: Option<ReadinessGuard>,
-    /// Counts changes of the machine's network; see [`throwline_ops::network::changes`].
-    pub network: watch::Receiver<u64>,
+    /// Changes of the machine's network, by which a carrier may have to be replaced.
+    pub network: Changes,
     /// Counts carriers and failures.
     pub metrics: Metrics,
 }

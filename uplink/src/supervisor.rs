@@ -2,9 +2,11 @@
 //! replaced while it still works for each [`ReplaceReason`].
 
 use std::mem;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use throwline_ops::network::Changes;
 use throwline_ops::{GaugeGuard, LogThrottle, Shutdown, ShutdownTrigger};
 use throwline_tunnel::carrier::{Carrier, Connection, Incoming};
 use throwline_tunnel::proto::close::{CloseCode, CloseReason};
@@ -42,7 +44,7 @@ pub(crate) struct Supervisor<H> {
     context: Arc<Context<H>>,
     schedule: Schedule,
     identity: watch::Receiver<u64>,
-    network: watch::Receiver<u64>,
+    network: Changes,
     failures: LogThrottle,
     losses: LogThrottle,
     /// Each carrier's tasks, with those of carriers that retire.
@@ -71,6 +73,8 @@ enum State {
 /// The supervisor's present carrier.
 struct Live {
     carrier: Carrier,
+    /// Of its TCP connection: this one, and the relay's or a proxy's.
+    ends: Option<(SocketAddr, SocketAddr)>,
     epoch: u64,
     since: Instant,
     rotate: Instant,
@@ -177,7 +181,18 @@ impl<H: UplinkHandler> Supervisor<H> {
 
     fn happened(&mut self, live: Live, event: Event) -> State {
         match event {
-            Event::Replace(attempt) => State::Replacing(live, attempt),
+            Event::Replace(attempt) => {
+                if attempt.reason == ReplaceReason::Network {
+                    let (config, carrier) = (&self.context.config, live.carrier.id());
+                    log!(
+                        info,
+                        config,
+                        carrier,
+                        "the network has changed; connecting again"
+                    );
+                }
+                State::Replacing(live, attempt)
+            }
             Event::Unused => {
                 let (config, carrier) = (&self.context.config, live.carrier.id());
                 log!(info, config, carrier, "the carrier is no longer needed");
@@ -266,7 +281,7 @@ impl<H: UplinkHandler> Supervisor<H> {
         tokio::select! {
             () = sleep(pause.wait) => {}
             () = urgent => {}
-            Ok(()) = self.network.changed() => {}
+            () = self.network.any() => {}
             Ok(()) = self.identity.changed() => {}
         }
     }
@@ -275,12 +290,12 @@ impl<H: UplinkHandler> Supervisor<H> {
     /// is gone only times out.
     async fn connect(&mut self, reason: Option<ReplaceReason>) -> Result<Connection, H::Error> {
         loop {
-            self.network.mark_unchanged();
+            self.network.skip();
             // Also what changed while nothing watched: the dial uses the newest.
             self.identity.mark_unchanged();
             tokio::select! {
                 connected = self.context.connect_once(self.number, reason) => return connected,
-                Ok(()) = self.network.changed() => {}
+                () = self.network.any() => {}
             }
         }
     }
@@ -290,6 +305,7 @@ impl<H: UplinkHandler> Supervisor<H> {
             carrier,
             incoming,
             relay,
+            ends,
             ..
         } = connection;
         self.failures.recovered();
@@ -316,6 +332,7 @@ impl<H: UplinkHandler> Supervisor<H> {
         let rotate = self.schedule.begin(max_age, &mut rand::rng());
         Live {
             carrier,
+            ends,
             epoch,
             since: now,
             rotate: now + rotate,
@@ -370,7 +387,7 @@ impl<H: UplinkHandler> Supervisor<H> {
             attempt = retry => attempt,
             reason = requested => reason.into(),
             Ok(()) = self.identity.changed() => ReplaceReason::Identity.into(),
-            Ok(()) = self.network.changed() => ReplaceReason::Network.into(),
+            () = self.network.affecting(live.ends) => ReplaceReason::Network.into(),
             () = sleep_until(live.rotate) => ReplaceReason::Age.into(),
             () = duplicate, if live.retry.is_none() => ReplaceReason::Duplicate.into(),
             () = handler.unused(&live.carrier) => return Event::Unused,

@@ -7,6 +7,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use throwline_ops::network::Changes;
 use throwline_ops::{Shutdown, ShutdownTrigger};
 use throwline_tunnel::carrier::{
     self, AcceptConfig, Carrier, Connection, DialConfig, DialError, IncomingStream, Prover,
@@ -137,7 +138,7 @@ fn start(names: &[&'static str], count: usize, idle: Option<Duration>) -> Stage 
     let environment = Environment {
         shutdown,
         ready: None,
-        network: watch::channel(0).1,
+        network: Changes::never(),
         metrics: metrics.clone(),
     };
     let pool = Pool::start(fake.clone(), carriers.clone(), config, environment);

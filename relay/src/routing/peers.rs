@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use throwline_certs::tls::{RelayIdentity, peer_client};
+use throwline_ops::network::Changes;
 use throwline_ops::{Denied, Share, Shares, Shutdown, ShutdownTrigger};
 use throwline_tunnel::carrier::{
     self, Carrier, Connection, DialConfig, DialError, IncomingStream, OpenError, dial,
@@ -173,7 +174,7 @@ impl Peer {
             shutdown,
             ready: None,
             // A relay's network does not change under it.
-            network: watch::channel(0).1,
+            network: Changes::never(),
             metrics: UplinkMetrics::new("relay_peer").expect("the name is of letters"),
         };
         Self {

@@ -87,6 +87,7 @@ where
                 incoming,
                 welcome,
                 relay,
+                ends: None,
             };
             return Ok((connection, proof));
         }

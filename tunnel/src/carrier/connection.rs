@@ -1,5 +1,7 @@
 //! What both ends get of a carrier whose handshake is done.
 
+use std::net::SocketAddr;
+
 use crate::proto::messages::{Challenge, Welcome};
 
 use super::{Carrier, Incoming};
@@ -15,6 +17,9 @@ pub struct Connection {
     pub welcome: Welcome,
     /// The relay that has accepted. On the accepting side: ourselves.
     pub relay: RelayName,
+    /// This end's address and the other's, a proxy's where there is one. None on the accepting side,
+    /// and of a connection that [`dial`](super::dial()) has not made.
+    pub ends: Option<(SocketAddr, SocketAddr)>,
 }
 
 /// What a relay sends about itself before the dialer has authenticated itself.

@@ -32,6 +32,7 @@ use super::{Connection, DialConfig, DialError, RelayName, proxy, upgrade};
 pub async fn dial(config: &DialConfig) -> Result<Connection, DialError> {
     let target = target(config)?;
     let socket = reach(config, &target).await?;
+    let ends = socket.ends();
 
     // Signed only once the connection is there: an assertion lives 60 s, and a proxy or the TLS
     // handshake may use up a part of it.
@@ -39,7 +40,8 @@ pub async fn dial(config: &DialConfig) -> Result<Connection, DialError> {
     let within = config.timing.connect;
     let upgraded = upgrade::upgrade(socket, config, &target, &assertion);
     let (socket, early) = timely(within, "asking for the upgrade", upgraded).await?;
-    join(socket, early, config, &aud, &assertion).await
+    let joined = join(socket, early, config, &aud, &assertion).await;
+    joined.map(|connection| Connection { ends, ..connection })
 }
 
 /// Dials over a connection that the caller has made and upgraded.
@@ -298,6 +300,7 @@ where
         incoming,
         welcome,
         relay,
+        ends: None,
     }
 }
 

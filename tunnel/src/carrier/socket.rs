@@ -1,6 +1,7 @@
 //! A dialled connection: TCP, TLS over one, or a proxy's tunnel in one.
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -19,6 +20,17 @@ pub(super) enum Socket {
     Tls(Box<TlsStream<ReadAhead<Socket>>>),
     /// Through a proxy, which may have sent the far end's first bytes with its own.
     Tunnel(Box<PrefixedIo<Socket>>),
+}
+
+impl Socket {
+    /// The addresses of the TCP connection below: ours and the other's.
+    pub(super) fn ends(&self) -> Option<(SocketAddr, SocketAddr)> {
+        match self {
+            Self::Plain(tcp) => Some((tcp.local_addr().ok()?, tcp.peer_addr().ok()?)),
+            Self::Tls(tls) => tls.get_ref().0.get_ref().ends(),
+            Self::Tunnel(tunnel) => tunnel.get_ref().ends(),
+        }
+    }
 }
 
 /// Speaks TLS on it, and HTTP/1.1 in there: upgrades and CONNECT exist in this version only.

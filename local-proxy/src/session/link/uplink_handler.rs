@@ -55,11 +55,12 @@ impl Link {
     /// Keeps a carrier up while one is needed; ends with `stop`.
     pub(crate) async fn drive(self, stop: CancellationToken) {
         let (stopping, shutdown) = Shutdown::new();
+        let network = network::changes();
         let pools = TrafficClass::ALL.map(|class| {
             let environment = Environment {
                 shutdown: shutdown.clone(),
                 ready: None,
-                network: network::changes(),
+                network: network.clone(),
                 metrics: Metrics::new("local_proxy").expect("the name is of letters"),
             };
             let uplink = Uplink {
