@@ -1,10 +1,10 @@
 //! The one binary, `throwline`: parses what a person typed, calls one part, and turns its outcome
 //! into an exit code: 0, 1 for a failure, 2 for wrong usage.
 
-mod allocator;
 mod args;
 mod commands;
 mod config_file;
+mod memory;
 #[cfg(test)]
 mod options_table;
 mod output;
@@ -71,7 +71,7 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    runtime.spawn(allocator::give_back_regularly());
+    runtime.spawn(memory::give_back_regularly());
     let outcome = runtime.block_on(commands::run(cli.command));
     // Nothing that still runs may hold up the exit, such as a read of standard input.
     runtime.shutdown_background();
