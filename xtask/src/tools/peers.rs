@@ -63,7 +63,8 @@ impl Peer {
     fn fetch(&self, dir: &Path) -> Result<()> {
         match self.name {
             "rathole" => rathole(dir),
-            "wstunnel" => wstunnel(dir),
+            // Neither crates.io nor Debian has it.
+            "wstunnel" => bail!("it is not fetched"),
             "sshd" => {
                 let target = dir.join("openssh-server");
                 // Linked by it, and on few machines; it lies beside it and is looked for there.
@@ -121,17 +122,6 @@ fn rathole(dir: &Path) -> Result<()> {
     let from = ["rathole", "--version", "0.5.0"];
     let parts = ["--no-default-features", "--features", PARTS];
     build(dir, "rathole", &[&from[..], &parts].concat())
-}
-
-/// From its repository, by its own lock file: crates.io does not have it.
-fn wstunnel(dir: &Path) -> Result<()> {
-    const REPOSITORY: &str = "https://github.com/erebe/wstunnel";
-    let from = ["--git", REPOSITORY, "--tag", "v10.6.2"];
-    build(
-        dir,
-        "wstunnel",
-        &[&["wstunnel-cli", "--locked"], &from[..]].concat(),
-    )
 }
 
 /// Has cargo install it into `.tools/NAME`.
