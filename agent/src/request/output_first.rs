@@ -24,6 +24,9 @@ use super::read_ahead::SlowReader;
 /// Without a byte from the API server for so long, its output is complete: a few round trips in a
 /// cluster.
 const QUIET: Duration = Duration::from_millis(250);
+/// The same for what may wait: kubectl's pings. An API server on a busy machine may pause for longer than
+/// [`QUIET`] between two pieces of its output.
+const QUIET_FOR_PINGS: Duration = Duration::from_secs(1);
 /// A line that accepts nothing for so long is stuck, not slow.
 const STUCK: Duration = Duration::from_millis(500);
 /// Longest hold of a ping: kubectl gives a connection up after 61 s without an answer to one.
@@ -51,6 +54,13 @@ pub(crate) enum HoldPolicy {
 }
 
 impl HoldPolicy {
+    fn quiet(self) -> Duration {
+        match self {
+            Self::UntilQuiet(_) => QUIET_FOR_PINGS,
+            Self::Never | Self::AfterResumption | Self::WhileStuck(_) => QUIET,
+        }
+    }
+
     /// By the request; `detached` is how long a line may be without a stream.
     pub(crate) fn of(target: &Target, detached: Duration) -> Self {
         let is_command = is_command(target.path());
@@ -89,6 +99,8 @@ struct Output {
 /// Input is held.
 struct Hold {
     timer: Pin<Box<Sleep>>,
+    /// Output is complete after so long without a byte.
+    quiet: Duration,
     began: Instant,
     /// Since when the line is stuck though it has accepted something during the hold.
     slow_since: Option<Instant>,
@@ -113,7 +125,8 @@ impl Hold {
             _ => LONGEST,
         };
         Self {
-            timer: Box::pin(sleep_until(now + QUIET)),
+            timer: Box::pin(sleep_until(now + policy.quiet())),
+            quiet: policy.quiet(),
             began: now,
             slow_since: None,
             stream,
@@ -144,7 +157,7 @@ impl Hold {
                     now + QUIET
                 }
                 true => (now + QUIET).min(self.until),
-                false => (output.moved + QUIET).min(self.until),
+                false => (output.moved + self.quiet).min(self.until),
             };
             if end <= now {
                 return Poll::Ready(false);
@@ -155,8 +168,8 @@ impl Hold {
 }
 
 impl Output {
-    fn is_busy(&self, now: Instant) -> bool {
-        self.is_blocked || now < self.moved + QUIET
+    fn is_busy(&self, now: Instant, quiet: Duration) -> bool {
+        self.is_blocked || now < self.moved + quiet
     }
 
     fn is_stuck(&self, now: Instant) -> bool {
@@ -210,7 +223,7 @@ impl<S> OutputFirst<S> {
         }
         match self.policy {
             HoldPolicy::WhileStuck(_) => self.output.is_stuck(Instant::now()),
-            HoldPolicy::UntilQuiet(_) => self.output.is_busy(Instant::now()),
+            HoldPolicy::UntilQuiet(_) => self.output.is_busy(Instant::now(), self.policy.quiet()),
             HoldPolicy::Never | HoldPolicy::AfterResumption => false,
         }
     }
@@ -430,12 +443,12 @@ mod tests {
         tokio::time::sleep(Duration::from_millis(10)).await;
         reading.read_exact(&mut [0; 4]).await.unwrap();
         assert!(
-            began.elapsed() >= Duration::from_millis(9_900),
+            began.elapsed() >= Duration::from_millis(9_900) + QUIET_FOR_PINGS,
             "{:?}",
             began.elapsed()
         );
         assert!(
-            began.elapsed() < Duration::from_millis(10_500),
+            began.elapsed() < Duration::from_millis(10_200) + QUIET_FOR_PINGS,
             "{:?}",
             began.elapsed()
         );
