@@ -29,7 +29,7 @@ const KEPT: usize = 64;
 /// A clock that was set looks the same, and costs a connection that was not needed.
 const SLEPT: Duration = Duration::from_secs(10);
 
-/// What the machine told.
+/// A change of the machine's network.
 #[derive(Debug, Clone, Copy)]
 enum Change {
     /// This address came or went.
@@ -37,7 +37,7 @@ enum Change {
     Slept,
 }
 
-/// Changes of this machine's network, each told once. A clone begins with what comes next.
+/// Changes of this machine's network, each reported once. A clone starts with the next change.
 #[derive(Debug)]
 pub struct Changes(broadcast::Receiver<Change>);
 
@@ -95,7 +95,7 @@ impl Changes {
         match self.0.recv().await {
             Ok(change) => Some(change),
             Err(RecvError::Lagged(_)) => None,
-            // Nobody watches any more.
+            // The watcher has ended.
             Err(RecvError::Closed) => std::future::pending().await,
         }
     }
@@ -118,7 +118,7 @@ fn source(remote: SocketAddr) -> Option<IpAddr> {
     Some(socket.local_addr().ok()?.ip().to_canonical())
 }
 
-fn tell(changed: &broadcast::Sender<Change>, change: Change) {
+fn report(changed: &broadcast::Sender<Change>, change: Change) {
     // Without receivers there is nothing to do.
     let _ = changed.send(change);
 }
@@ -138,7 +138,7 @@ async fn addresses(changed: &broadcast::Sender<Change>) {
             Ok(address) if start.elapsed() > FIRST && is_a_way_out(address) => {
                 tracing::debug!(%address, "an address of this machine came or went");
                 sleep(SETTLE).await;
-                tell(changed, Change::Address(address));
+                report(changed, Change::Address(address));
             }
             Ok(_) => {}
             Err(error) => {
@@ -166,7 +166,7 @@ async fn sleeps(changed: &broadcast::Sender<Change>) {
         let now = (Instant::now(), SystemTime::now());
         if has_slept(before, now) {
             tracing::info!("the machine has slept, or its clock was set");
-            tell(changed, Change::Slept);
+            report(changed, Change::Slept);
         }
         before = now;
     }
@@ -216,9 +216,9 @@ mod tests {
     async fn is_affected(address: &str, ends: Option<(SocketAddr, SocketAddr)>) -> bool {
         let (changed, changes) = broadcast::channel(KEPT);
         let mut changes = Changes(changes);
-        tell(&changed, Change::Address(address.parse().unwrap()));
+        report(&changed, Change::Address(address.parse().unwrap()));
         let affecting = changes.affecting(ends);
-        // What has been told is there at once.
+        // An earlier change is reported at once.
         tokio::time::timeout(Duration::ZERO, affecting)
             .await
             .is_ok()
@@ -241,12 +241,12 @@ mod tests {
         let (changed, changes) = broadcast::channel(KEPT);
         let mut changes = Changes(changes);
         let docker = Change::Address("172.17.0.1".parse().unwrap());
-        tell(&changed, docker);
+        report(&changed, docker);
         changes.skip();
         let any = tokio::time::timeout(Duration::ZERO, changes.any()).await;
         assert!(any.is_err(), "it was skipped");
         for _ in 0..=KEPT {
-            tell(&changed, docker);
+            report(&changed, docker);
         }
         let ends = ends("127.0.0.1:40000", "127.0.0.1:443");
         let affecting = changes.affecting(ends);
