@@ -281,11 +281,11 @@ async fn p99(fixture: &Loaded) -> Result<Duration> {
             let count = read.context("a small request is not answered")??;
             ensure!(count > 0, "the connection was closed");
             answer.extend_from_slice(&buffer[..count]);
-            let so_far = String::from_utf8_lossy(&answer);
             // A refusal would otherwise be waited out as no answer.
             ensure!(
                 answer.len() < 12 || answer.starts_with(b"HTTP/1.1 200"),
-                "{so_far}"
+                "{}",
+                String::from_utf8_lossy(&answer)
             );
         }
         times.push(start.elapsed());
